@@ -1,0 +1,154 @@
+"""cqrs_sync: CQRS, events and sagas for blocking Python services.
+
+The names below are the whole surface for most applications; ``import cqrs_sync as cqrs`` gives the async library's
+names. Importing has no side effect: no thread, no file, no log level, and no optional dependency is loaded.
+"""
+
+import logging as _logging
+
+from cqrs_sync.circuit_breaker import ICircuitBreaker
+from cqrs_sync.compressors import Compressor, ZlibCompressor
+from cqrs_sync.container.di import DIContainer
+from cqrs_sync.container.protocol import Container, SupportsScope
+from cqrs_sync.container.punq import PunqContainer
+from cqrs_sync.container.scope import (
+    ScopeAwareContainer,
+    ScopeStrategy,
+    bind_scope,
+    current_container,
+    enter_scope,
+)
+from cqrs_sync.deserializers import (
+    DeserializeJsonError,
+    DeserializeProtobufError,
+    JsonDeserializer,
+    ProtobufDeserializer,
+)
+from cqrs_sync.errors import CQRSError
+from cqrs_sync.events.event import (
+    DCDomainEvent,
+    DCEvent,
+    DCNotificationEvent,
+    DomainEvent,
+    Event,
+    IDomainEvent,
+    IEvent,
+    INotificationEvent,
+    NotificationEvent,
+    PydanticDomainEvent,
+    PydanticEvent,
+    PydanticNotificationEvent,
+)
+from cqrs_sync.events.event_emitter import EventEmitter
+from cqrs_sync.events.event_handler import EventHandler
+from cqrs_sync.events.event_processor import EventProcessor
+from cqrs_sync.events.fallback import EventHandlerFallback
+from cqrs_sync.events.map import EventMap
+from cqrs_sync.lazy import lazy_names as _lazy_names
+from cqrs_sync.mediator import EventMediator, RequestMediator, StreamingRequestMediator
+from cqrs_sync.message_brokers.protocol import Message, MessageBroker
+from cqrs_sync.middlewares import LoggingMiddleware, Middleware, MiddlewareChain
+from cqrs_sync.requests.cor_request_handler import CORRequestHandler
+from cqrs_sync.requests.fallback import RequestHandlerFallback
+from cqrs_sync.requests.map import RequestMap
+from cqrs_sync.requests.mermaid import CoRMermaid
+from cqrs_sync.requests.request import DCRequest, IRequest, PydanticRequest, Request
+from cqrs_sync.requests.request_handler import RequestHandler, StreamingRequestHandler
+from cqrs_sync.response import DCResponse, IResponse, PydanticResponse, Response
+from cqrs_sync.serializers import EventCodec, EventSerializer, JsonEventSerializer, ProtobufEventSerializer
+
+_logging.getLogger("cqrs_sync").addHandler(_logging.NullHandler())
+
+# Names whose modules need an optional dependency, or come with a later release and say so.
+__getattr__ = _lazy_names(
+    __name__,
+    {
+        "ContextT": "cqrs_sync.saga",
+        "EventProducer": "cqrs_sync.producer",
+        "EventStatus": "cqrs_sync.outbox",
+        "OutboxedEvent": "cqrs_sync.outbox",
+        "OutboxedEventMap": "cqrs_sync.outbox",
+        "OutboxedEventRepository": "cqrs_sync.outbox",
+        "Resp": "cqrs_sync.saga",
+        "Saga": "cqrs_sync.saga",
+        "SagaMap": "cqrs_sync.saga",
+        "SagaMediator": "cqrs_sync.saga",
+        "SagaMermaid": "cqrs_sync.saga",
+        "SagaStepHandler": "cqrs_sync.saga",
+        "SagaStepResult": "cqrs_sync.saga",
+        "SqlAlchemyOutboxedEventRepository": "cqrs_sync.outbox",
+        "SqlAlchemyUnitOfWork": "cqrs_sync.unit_of_work.sqlalchemy",
+        "rebind_outbox_model": "cqrs_sync.outbox",
+    },
+)
+
+__all__ = (
+    # mediators
+    "EventMediator",
+    "RequestMediator",
+    "StreamingRequestMediator",
+    # requests and responses
+    "DCRequest",
+    "DCResponse",
+    "IRequest",
+    "IResponse",
+    "PydanticRequest",
+    "PydanticResponse",
+    "Request",
+    "Response",
+    # events
+    "DCDomainEvent",
+    "DCEvent",
+    "DCNotificationEvent",
+    "DomainEvent",
+    "Event",
+    "IDomainEvent",
+    "IEvent",
+    "INotificationEvent",
+    "NotificationEvent",
+    "PydanticDomainEvent",
+    "PydanticEvent",
+    "PydanticNotificationEvent",
+    # handlers and their bindings
+    "CORRequestHandler",
+    "CoRMermaid",
+    "EventHandler",
+    "EventHandlerFallback",
+    "EventMap",
+    "ICircuitBreaker",
+    "RequestHandler",
+    "RequestHandlerFallback",
+    "RequestMap",
+    "StreamingRequestHandler",
+    # around a call
+    "EventEmitter",
+    "EventProcessor",
+    "LoggingMiddleware",
+    "Middleware",
+    "MiddlewareChain",
+    # containers and scopes
+    "Container",
+    "DIContainer",
+    "PunqContainer",
+    "ScopeAwareContainer",
+    "ScopeStrategy",
+    "SupportsScope",
+    "bind_scope",
+    "current_container",
+    "enter_scope",
+    # messages on the wire
+    "Compressor",
+    "DeserializeJsonError",
+    "DeserializeProtobufError",
+    "EventCodec",
+    "EventSerializer",
+    "JsonDeserializer",
+    "JsonEventSerializer",
+    "Message",
+    "MessageBroker",
+    "ProtobufDeserializer",
+    "ProtobufEventSerializer",
+    "ZlibCompressor",
+    # errors; the tree is cqrs_sync.errors
+    "CQRSError",
+)

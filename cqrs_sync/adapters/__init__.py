@@ -1,0 +1,1 @@
+"""Ports implemented with other packages; each module asks for its own extra."""

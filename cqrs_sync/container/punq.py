@@ -1,0 +1,305 @@
+"""punq behind the container port, with compiled plans.
+
+``punq.Container.resolve`` inspects constructors at every call (22 to 305 µs) and builds a singleton once per racing
+thread. A plan is made by walking punq's registrations once, the way punq itself walks them in one resolve:
+
+* the last registration of a service wins, and a registration that asks for its own service gets the one before it
+  (the decorator pattern);
+* a transient that two consumers of one resolve need is built once for both;
+* singletons are built once, under a lock, and kept where punq keeps them, so ``container.resolve`` sees the same ones;
+* a class that was never registered is built from its constructor's annotations, as ``container.instantiate`` does.
+
+What punq leaves open is filled in: a parameter without annotation takes the service registered under its name
+(``container.register("inventory", instance=...)``), and ``list[T]`` respects singletons.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import typing
+from collections.abc import Callable
+from inspect import Parameter
+from typing import Any, TypeAlias
+from weakref import WeakSet
+
+import punq
+
+from cqrs_sync.container.plans import (
+    EMPTY,
+    Memo,
+    PlanningContainer,
+    Provider,
+    Services,
+    annotations_of,
+    arrange,
+    constant,
+    construct,
+    finish,
+    parameters_of,
+    unresolvable,
+)
+from cqrs_sync.container.protocol import register_adapter
+from cqrs_sync.errors import UnresolvableDependency, type_name
+
+_LOCK = "cqrs_sync: lock for building singletons"
+
+
+class PunqContainer(PlanningContainer):
+    """A ``punq.Container`` with compiled plans. ``bootstrap`` wraps a plain one by itself.
+
+    Thread-safe. A later ``register`` on the container or its parents is seen by the next resolve.
+    """
+
+    def attach_external_container(self, container: punq.Container) -> None:
+        """Use this punq container from now on."""
+        super().attach_external_container(container)
+        _watch(container, self)
+
+    def is_shared(self, type_: Any) -> bool:
+        """Whether the last registration of the type is a singleton or an instance."""
+        registrations = _registrations(self.external_container, type_)
+        return bool(registrations) and registrations[-1].scope is punq.Scope.singleton
+
+    def _provider(self, service: Any) -> Callable[[], Any] | None:
+        raise NotImplementedError("punq's plans are compiled whole")  # pragma: no cover
+
+    def _compile(self, type_: Any, services: Services) -> Callable[[], Any]:
+        return _Compilation(self.external_container, services).compile(type_)
+
+
+class _Leaf:
+    """A part that needs nothing else: a default, a given value, a service of the unit of work."""
+
+    def __init__(self, provider: Provider) -> None:
+        self._provider = provider
+
+    def provider(self) -> Provider:
+        return self._provider
+
+
+class _Build:
+    """A part that a builder makes from other parts; built once per resolve where it has several consumers."""
+
+    def __init__(self, builder: Callable[..., Any]) -> None:
+        self.builder = builder
+        self.positional: list[_Part] = []
+        self.keywords: dict[str, _Part] = {}
+        self.consumers = 1
+
+    def arguments(self) -> tuple[list[Provider], dict[str, Provider]]:
+        return (
+            [part.provider() for part in self.positional],
+            {name: part.provider() for name, part in self.keywords.items()},
+        )
+
+    def provider(self) -> Provider:
+        provider = construct(self.builder, *self.arguments())
+        return provider if self.consumers == 1 else _once_per_resolve(provider, id(self))
+
+
+class _Single:
+    """A part that is built once for all; kept in punq's own dictionary of singletons."""
+
+    def __init__(self, build: _Build, singletons: dict[Any, Any], registration: Any) -> None:
+        self._build = build
+        self._singletons = singletons
+        self._registration = registration
+
+    def provider(self) -> Provider:
+        return _once_for_all(self._build.provider(), self._singletons, self._registration)
+
+
+class _All:
+    """A part that is the list of everything registered for a service."""
+
+    def __init__(self, parts: list[_Part]) -> None:
+        self._parts = parts
+
+    def provider(self) -> Provider:
+        providers = [part.provider() for part in self._parts]
+
+        def provide(memo: Memo) -> list[Any]:
+            own: Memo = {}
+            return [element(own) for element in providers]
+
+        return provide
+
+
+_Part: TypeAlias = _Leaf | _Build | _Single | _All
+
+
+class _Compilation:
+    """One walk over the registrations; its state is what punq keeps for one resolve."""
+
+    def __init__(
+        self, container: punq.Container, services: Services, path: tuple[Any, ...] = (), singleton: Any = None
+    ) -> None:
+        self._container = container
+        self._services = services
+        self._path = path
+        self._singleton = singleton
+        self._remaining: dict[Any, list[Any]] = {}
+        self._built: dict[Any, _Part] = {}
+        self._shares = False
+
+    def compile(self, type_: Any) -> Callable[[], Any]:
+        """Return the function that resolves the type, registered or not."""
+        registration = self._next(type_)
+        if registration is not None:
+            part = self._registered(registration)
+        elif isinstance(type_, type):
+            part = self._unregistered(type_)
+        else:
+            raise UnresolvableDependency(type_, None, type_, "is not registered in the container")
+        if self._shares:
+            provider = part.provider()
+            return lambda: provider({})
+        if isinstance(part, _Build):
+            return finish(part.builder, *part.arguments())
+        return functools.partial(part.provider(), None)
+
+    def _next(self, service: Any) -> Any:
+        if service not in self._remaining:
+            self._remaining[service] = _registrations(self._container, service)
+        remaining = self._remaining[service]
+        if not remaining:
+            return None
+        return remaining.pop() if remaining[-1].cache else remaining[-1]
+
+    def _service(self, service: Any, owner: Any, parameter: Parameter) -> _Part:
+        if service in self._services:
+            return self._scoped(service, owner, parameter)
+        if service in self._built:
+            return self._share(self._built[service])
+        if typing.get_origin(service) is list:
+            return self._all(typing.get_args(service)[0])
+        registration = self._next(service)
+        if registration is not None:
+            return self._registered(registration)
+        if parameter.default is not EMPTY:
+            return _Leaf(constant(parameter.default))
+        if service in self._path:
+            circle = " -> ".join(type_name(step) for step in (*self._path[self._path.index(service) :], service))
+            raise UnresolvableDependency(owner, parameter.name, service, f"depends on itself: {circle}")
+        if self._container._auto_register and isinstance(service, type):
+            return self._unregistered(service)
+        raise unresolvable(owner, parameter.name, service)
+
+    def _scoped(self, service: Any, owner: Any, parameter: Parameter) -> _Part:
+        if self._singleton is not None:
+            raise UnresolvableDependency(
+                owner,
+                parameter.name,
+                service,
+                f"{type_name(service)} lives for one unit of work and {type_name(self._singleton)} is a singleton "
+                "that would keep it for ever; register that one as transient",
+            )
+        provide = self._services[service]
+        return _Leaf(lambda memo: provide())
+
+    def _share(self, part: _Part) -> _Part:
+        if isinstance(part, _Build):
+            part.consumers += 1
+            self._shares = True
+        return part
+
+    def _registered(self, registration: Any) -> _Part:
+        part: _Part
+        if registration.scope is punq.Scope.singleton:
+            # What a singleton is made of is not shared with whatever happens to be resolved first.
+            inner = _Compilation(self._container, self._services, self._path, registration.service)
+            inner._remaining = self._remaining
+            part = _Single(inner._build(registration), self._container._singletons, registration)
+        else:
+            part = self._build(registration)
+        if registration.cache:
+            self._built[registration.service] = part
+        return part
+
+    def _unregistered(self, cls: type) -> _Build:
+        hints = annotations_of(cls, self._container.registrations._localns)
+        return self._assemble(cls, cls, hints, {})
+
+    def _build(self, registration: Any) -> _Build:
+        return self._assemble(registration.builder, registration.service, registration.needs, registration.args)
+
+    def _assemble(
+        self, builder: Callable[..., Any], owner: Any, needs: dict[str, Any], given: dict[str, Any]
+    ) -> _Build:
+        build = _Build(builder)
+        outer, self._path = self._path, (*self._path, owner)
+        build.positional, build.keywords = arrange(builder, lambda p: self._argument(p, owner, needs, given))
+        named = {parameter.name for parameter in parameters_of(builder)}
+        build.keywords |= {name: _Leaf(constant(value)) for name, value in given.items() if name not in named}
+        self._path = outer
+        return build
+
+    def _argument(self, parameter: Parameter, owner: Any, needs: dict[str, Any], given: dict[str, Any]) -> _Part:
+        name = parameter.name
+        if name in given:
+            return _Leaf(constant(given[name]))
+        if name in needs:
+            return self._service(needs[name], owner, parameter)
+        if parameter.default is EMPTY and not _registrations(self._container, name):
+            raise unresolvable(owner, name, EMPTY)
+        return self._service(name, owner, parameter)
+
+    def _all(self, service: Any) -> _Part:
+        elements = _Compilation(self._container, self._services, self._path, self._singleton)
+        return _All([elements._registered(registration) for registration in _registrations(self._container, service)])
+
+
+def _once_per_resolve(provide: Provider, key: int) -> Provider:
+    def shared(memo: Memo) -> Any:
+        assert memo is not None  # compile() hands out a dictionary wherever something is shared
+        if key not in memo:
+            memo[key] = provide(memo)
+        return memo[key]
+
+    return shared
+
+
+def _once_for_all(provide: Provider, singletons: dict[Any, Any], registration: Any) -> Provider:
+    key = id(registration)  # punq's own key
+    # One lock per dictionary: parent and child containers share both. Reentrant, as singletons need singletons.
+    lock = singletons.setdefault(_LOCK, threading.RLock())
+
+    def single(memo: Memo) -> Any:
+        try:
+            return singletons[key]
+        except KeyError:
+            pass
+        with lock:
+            if key not in singletons:
+                singletons[key] = provide({})
+            return singletons[key]
+
+    single.registration = registration  # type: ignore[attr-defined]  # its id must not be used again
+    return single
+
+
+def _registrations(container: punq.Container, service: Any) -> list[Any]:
+    """All registrations of a service, the parent containers' first."""
+    return container.registrations.build_context(service).all_registrations(service)
+
+
+def _watch(container: punq.Container, adapter: PunqContainer) -> None:
+    """Have every later registration, here or in a parent, invalidate the adapter's plans."""
+    scope: Any = container.registrations._Registry__registrations  # type: ignore[attr-defined]
+    while scope is not None:
+        watchers = scope.__dict__.get("_cqrs_sync_watchers")
+        if watchers is None:
+            watchers = scope._cqrs_sync_watchers = WeakSet()
+            scope.append = functools.partial(_append_and_tell, scope.append, watchers)
+        watchers.add(adapter)
+        scope = scope.parent
+
+
+def _append_and_tell(append: Callable[[Any, Any], None], watchers: WeakSet[PunqContainer], key: Any, value: Any) -> None:
+    append(key, value)
+    for adapter in list(watchers):
+        adapter.invalidate()
+
+
+register_adapter(punq.Container, PunqContainer)

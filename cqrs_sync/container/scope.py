@@ -1,0 +1,86 @@
+"""Where a dependency-injection scope begins and ends, and which one is open here."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+from cqrs_sync.container.protocol import Container, SupportsScope, as_container
+
+T = TypeVar("T")
+
+
+class ScopeStrategy(enum.Enum):
+    """What shares a container scope and a unit of work.
+
+    NONE: no container scope; with a unit of work, each handler writes in one of its own. The default.
+    HANDLER: a container scope and a unit of work for each handler, event handlers included.
+    SEND: one of each for a whole ``send`` (or stream): its event handlers run inside, one after another, in the same
+        transaction; notification events are published after the commit. A nested ``send`` joins it.
+    """
+
+    NONE = "none"
+    HANDLER = "handler"
+    SEND = "send"
+
+
+ambient_container: ContextVar[Container | None] = ContextVar("cqrs_sync_container", default=None)
+
+
+def current_container() -> Container | None:
+    """Return the scoped container that is open in this context, or None."""
+    return ambient_container.get()
+
+
+@contextmanager
+def bind_scope(scoped_container: Any) -> Iterator[Container]:
+    """Have handlers resolve from a scope that somebody else opened (a web framework, for its request).
+
+    Args:
+        scoped_container: a container of any kind that ``bootstrap`` takes.
+    """
+    container = as_container(scoped_container)
+    token = ambient_container.set(container)
+    try:
+        yield container
+    finally:
+        ambient_container.reset(token)
+
+
+@contextmanager
+def enter_scope(
+    container: Container, *, context: Mapping[type, Any] | None = None, reuse_existing: bool = True
+) -> Iterator[Container]:
+    """Open a scope of the container for the duration of the block.
+
+    Args:
+        context: objects that exist in this scope only.
+        reuse_existing: join the scope that is open here, if there is one.
+
+    Yields:
+        the scoped container; ``container`` itself where it has no scopes.
+    """
+    existing = ambient_container.get()
+    if existing is not None and reuse_existing:
+        yield existing
+        return
+    root = container.root if isinstance(container, ScopeAwareContainer) else container
+    if not isinstance(root, SupportsScope):
+        yield container
+        return
+    with root.open_scope(context=context) as scoped, bind_scope(scoped):
+        yield scoped
+
+
+class ScopeAwareContainer:
+    """Resolves from the scope that is open here, else from the container it wraps."""
+
+    def __init__(self, root: Any) -> None:
+        self.root = as_container(root)
+
+    def resolve(self, type_: type[T]) -> T:
+        """Return an object of this type."""
+        return (ambient_container.get() or self.root).resolve(type_)

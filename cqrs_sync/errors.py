@@ -1,0 +1,262 @@
+"""Every error the library raises, as one tree under :class:`CQRSError`.
+
+The branches say who must act: :class:`ConfigurationError` is for whoever wires the application and is raised at
+start-up where it can be; :class:`HandlerNotFound`, :class:`EventHandlingError` and :class:`FollowUpLoop` reach
+the caller of ``send``; the broker branch is for whoever runs the broker. Each error keeps its culprit as an
+attribute, so no program has to read the text, and the text says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from types import GenericAlias
+
+
+def type_name(subject: object) -> str:
+    """The short name of a class, generic alias or instance's class, for messages."""
+    if isinstance(subject, type):
+        return subject.__qualname__
+    return getattr(subject, "__qualname__", None) or str(subject)
+
+
+class CQRSError(Exception):
+    """The root: ``except CQRSError`` catches whatever the library itself reports."""
+
+
+# --- who wires the application -------------------------------------------------------------------------------
+
+
+class ConfigurationError(CQRSError, ValueError):
+    """Settings that contradict each other or lack a part; raised by ``bootstrap`` and by constructors."""
+
+
+class DuplicateHandler(ConfigurationError, KeyError):
+    """A second handler for a request, or the same handler twice for an event.
+
+    Attributes:
+        message_type: the request, event or context class that was bound twice.
+        handler_type: what the second ``bind`` wanted to put there.
+    """
+
+    def __init__(self, message_type: Any, handler_type: Any, remedy: str) -> None:
+        self.message_type = message_type
+        self.handler_type = handler_type
+        super().__init__(f"{type_name(message_type)} already exists in registry: {remedy}")
+
+    # KeyError would print the quoted repr of the text.
+    __str__ = Exception.__str__
+
+
+class HandlerTypeError(ConfigurationError, TypeError):
+    """A handler of a kind that does not fit where it was bound.
+
+    Attributes:
+        handler_type: the class (or other object) that was bound.
+    """
+
+    def __init__(self, message: str, handler_type: Any) -> None:
+        self.handler_type = handler_type
+        super().__init__(message)
+
+
+class RequestHandlerTypeError(HandlerTypeError):
+    """A request handler of the wrong kind: not a handler class, a non-COR class in a chain, a foreign fallback."""
+
+
+class EventHandlerTypeError(HandlerTypeError):
+    """An event handler of the wrong kind."""
+
+
+class SharedHandlerError(HandlerTypeError):
+    """A handler with state of its own (events, a place in a chain) that is registered as a singleton.
+
+    Its events would leak from one send into the next and from one thread into another.
+    """
+
+
+class UnresolvableDependency(ConfigurationError, LookupError):
+    """A constructor's parameter that the container cannot fill.
+
+    Attributes:
+        owner: the class whose constructor was inspected.
+        parameter: the parameter's name, or None where the service itself is unknown.
+        dependency: the annotation (or name) that was looked up.
+    """
+
+    def __init__(self, owner: Any, parameter: str | None, dependency: Any, reason: str) -> None:
+        self.owner = owner
+        self.parameter = parameter
+        self.dependency = dependency
+        where = f"{type_name(owner)}.__init__ parameter {parameter!r}" if parameter else type_name(owner)
+        super().__init__(f"{where}: {reason}")
+
+
+class NotInstalled(CQRSError, ImportError):
+    """A part of the library that this installation does not have.
+
+    Attributes:
+        feature: what was asked for.
+    """
+
+    def __init__(self, feature: str, remedy: str) -> None:
+        self.feature = feature
+        super().__init__(f"{feature} is not installed: {remedy}", name=feature)
+
+    @classmethod
+    def extra(cls, feature: str, extra: str) -> Self:
+        """The error for a missing optional dependency: which extra brings it."""
+        return cls(feature, f"run pip install 'cqrs-sync[{extra}]'")
+
+
+class NoActiveUnitOfWork(ConfigurationError):
+    """A transaction's service (a Session, say) was resolved outside of any ``send``.
+
+    Attributes:
+        service: the type that was asked for.
+    """
+
+    def __init__(self, service: Any) -> None:
+        self.service = service
+        super().__init__(
+            f"{type_name(service)} belongs to a unit of work and none is open here: "
+            "resolve it inside a handler, or pass unit_of_work=... to bootstrap"
+        )
+
+
+# --- whoever calls send --------------------------------------------------------------------------------------
+
+
+class HandlerNotFound(CQRSError, LookupError):
+    """Nothing is bound for a message.
+
+    Attributes:
+        message_type: the class of the message.
+    """
+
+    def __init__(self, message_type: type | GenericAlias, remedy: str) -> None:
+        self.message_type = message_type
+        super().__init__(f"no handler for {type_name(message_type)}: {remedy}")
+
+
+class RequestHandlerDoesNotExist(HandlerNotFound):
+    """No handler is bound for this request."""
+
+    def __init__(self, message_type: type) -> None:
+        super().__init__(message_type, "bind one in commands_mapper or queries_mapper (lookup is by exact type)")
+
+
+class EventHandlerDoesNotExist(HandlerNotFound):
+    """An event with nowhere to go: no handler takes it and it is neither a domain nor a notification event."""
+
+    def __init__(self, message_type: type) -> None:
+        super().__init__(
+            message_type,
+            "bind one in the events mapper, or derive the event from DomainEvent (handlers optional) "
+            "or NotificationEvent (goes to the broker)",
+        )
+
+
+class MessageBrokerNotConfigured(ConfigurationError):
+    """A notification event has to be published and there is no broker.
+
+    Attributes:
+        message_type: the class of the event.
+    """
+
+    def __init__(self, message_type: type) -> None:
+        self.message_type = message_type
+        super().__init__(f"{type_name(message_type)} must be published: pass message_broker=... to the emitter")
+
+
+class FollowUpLoop(CQRSError, RecursionError):
+    """Event handlers kept answering events with events; the loop was cut.
+
+    Attributes:
+        path: the event classes from the handler's own event to the one that was cut, in order.
+    """
+
+    def __init__(self, path: Sequence[type], limit: str) -> None:
+        self.path = tuple(path)
+        shown = [type_name(event_type) for event_type in self.path]
+        if len(shown) > 8:
+            shown = [*shown[:4], "…", *shown[-4:]]
+        super().__init__(
+            f"follow-up events were cut at {limit}: {' -> '.join(shown)}; "
+            "let one of these handlers stop emitting, or raise max_event_depth"
+        )
+
+
+class EventHandlingError(CQRSError, ExceptionGroup[Exception]):
+    """Event handlers (or the broker) failed; every sibling has run.
+
+    Attributes:
+        response: what the request's handler returned. Outside a shared unit of work its effects are committed,
+            so do not repeat the request on this error.
+    """
+
+    response: Any = None
+
+    def derive(self, excs: Sequence[Exception]) -> EventHandlingError:  # type: ignore[override]
+        """Keep the class and the response when the group is split by ``except*``."""
+        group = EventHandlingError(self.message, excs)
+        group.response = self.response
+        return group
+
+
+class MediatorClosed(CQRSError, RuntimeError):
+    """``send`` or ``stream`` was called after ``close()``."""
+
+
+class CloseTimeout(CQRSError, TimeoutError):
+    """``close(timeout)`` ran out of time while handlers were still at work.
+
+    Attributes:
+        running: how many sends had handlers at work.
+    """
+
+    def __init__(self, timeout: float, running: int) -> None:
+        self.running = running
+        super().__init__(
+            f"{running} send(s) still had event handlers at work after {timeout} s; "
+            "they go on, and calling close() again waits for them again"
+        )
+
+
+# --- whoever runs the broker ---------------------------------------------------------------------------------
+
+
+class BrokerError(CQRSError):
+    """A message did not get to the broker.
+
+    Attributes:
+        message: the :class:`~cqrs_sync.message_brokers.protocol.Message` concerned, or None.
+    """
+
+    def __init__(self, text: str, message: Any = None) -> None:
+        self.message = message
+        super().__init__(text)
+
+
+class BrokerUnavailable(BrokerError, ConnectionError):
+    """The broker cannot be reached now; the same message may well go later."""
+
+
+class MessageRejected(BrokerError):
+    """The broker will never take this message (too large, forbidden topic, ...)."""
+
+
+# --- sagas: the async library's names, raised by the saga engine ---------------------------------------------
+
+
+class SagaDoesNotExist(HandlerNotFound):
+    """No saga is bound for this context."""
+
+    def __init__(self, message_type: type) -> None:
+        super().__init__(message_type, "bind one in sagas_mapper")
+
+
+class SagaConcurrencyError(CQRSError, RuntimeError):
+    """Another process owns this saga now."""

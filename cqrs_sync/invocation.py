@@ -1,0 +1,208 @@
+"""Runs one handler, a chain or a handler with a fallback: builds it, calls it, takes its events.
+
+Everything is decided when an :data:`Invoke` is made, once per bound class; calling it does the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+from cqrs_sync.circuit_breaker import should_use_fallback
+from cqrs_sync.container.plans import Plan
+from cqrs_sync.container.protocol import SupportsPlans
+from cqrs_sync.container.scope import ambient_container
+from cqrs_sync.errors import SharedHandlerError, type_name
+from cqrs_sync.events.emits_events import EmitsEvents
+from cqrs_sync.events.event import IEvent
+from cqrs_sync.events.fallback import EventHandlerFallback
+from cqrs_sync.middlewares.base import Chain
+from cqrs_sync.requests.cor_request_handler import CORRequestHandler, build_chain
+from cqrs_sync.requests.fallback import RequestHandlerFallback
+from cqrs_sync.scoping import Scoping, plan_in
+
+logger = logging.getLogger(__name__)
+
+Events: TypeAlias = Sequence[IEvent]
+
+Stage: TypeAlias = Callable[[Events], Events]
+"""Takes a handler's events inside its unit of work: checks (or stores) them and returns those left to emit."""
+
+Outcome: TypeAlias = tuple[Any, Events]
+"""A response and the events that go with it."""
+
+Invoke: TypeAlias = Callable[[Any], Outcome]
+"""Handles one message with new handlers."""
+
+
+class HandlerFactory:
+    """Builds the handlers of one class: from ``plan``, or from the scope that is open here if there is one."""
+
+    def __init__(self, scoping: Scoping, handler_type: type[EmitsEvents]) -> None:
+        container = scoping.container
+        self._scoping = scoping
+        self._handler_type = handler_type
+        self._last: Any = None
+        self._shared = isinstance(container, SupportsPlans) and container.is_shared(handler_type)
+        if self._shared and self._has_state:
+            raise self._error()
+        planned = isinstance(container, SupportsPlans)
+        self.plan = scoping.plan(handler_type) if planned else Plan(lambda: self._build_distinct)
+
+    def __call__(self) -> Any:
+        """Build a handler."""
+        return self.plan.build() if ambient_container.get() is None else self.build_in_scope()
+
+    def build_in_scope(self) -> Any:
+        """Build a handler from the container scope that is open here."""
+        ambient = ambient_container.get()
+        assert ambient is not None
+        return plan_in(ambient, self._handler_type, self._scoping.services).build()
+
+    def stage(self, stage: Stage) -> Stage:
+        """Return ``stage``, or for a shared handler what refuses its events."""
+        return self._refuse if self._shared else stage
+
+    @property
+    def _has_state(self) -> bool:
+        """Whether instances carry something from one call to the next: events, or a place in a chain."""
+        own_events = self._handler_type.events is not EmitsEvents.events
+        return own_events or issubclass(self._handler_type, CORRequestHandler)
+
+    def _build_distinct(self) -> Any:
+        """Resolve from a container of unknown kind; refuse a handler with state that it hands out a second time."""
+        handler: Any = self._scoping.container.resolve(self._handler_type)
+        if handler is self._last and self._has_state:
+            raise self._error()
+        self._last = handler
+        return handler
+
+    def _refuse(self, events: Events) -> Events:
+        raise self._error()
+
+    def _error(self) -> SharedHandlerError:
+        name = type_name(self._handler_type)
+        return SharedHandlerError(
+            f"{name} is registered as a singleton but keeps events (or its place in a chain) on itself, which would "
+            "leak from one call into the next; register it as transient, or leave it unregistered",
+            self._handler_type,
+        )
+
+
+def invoke_handler(scoping: Scoping, handler_type: type[Any], stage: Stage) -> Invoke:
+    """Return what builds a handler, calls it and takes its events."""
+    factory = HandlerFactory(scoping, handler_type)
+    plan, build_in_scope, take = factory.plan, factory.build_in_scope, factory.stage(stage)
+    ambient = ambient_container.get
+
+    # The hottest function of the library: what HandlerFactory.__call__ does is written out to save its frame.
+    def invoke(message: Any) -> Outcome:
+        handler = plan.build() if ambient() is None else build_in_scope()
+        response = handler.handle(message)
+        events = handler.events
+        return response, take(events) if events else ()
+
+    return _in_scope_of_its_own(scoping, invoke)
+
+
+def invoke_chain(scoping: Scoping, handler_types: Sequence[type[CORRequestHandler[Any, Any]]], stage: Stage) -> Invoke:
+    """Return what builds and links a chain, calls its head and takes the events of every handler that ran."""
+    factories = [HandlerFactory(scoping, handler_type) for handler_type in handler_types]
+
+    def invoke(message: Any) -> Outcome:
+        head = build_chain([build() for build in factories])
+        response = head.handle(message)
+        events = head.chain_events()
+        return response, stage(events) if events else ()
+
+    return _in_scope_of_its_own(scoping, invoke)
+
+
+def _in_scope_of_its_own(scoping: Scoping, invoke: Invoke) -> Invoke:
+    if not scoping.per_handler:
+        return invoke
+
+    def invoke_in_scope(message: Any) -> Outcome:
+        with scoping.open().entered():
+            return invoke(message)
+
+    return invoke_in_scope
+
+
+def invoke_with_fallback(
+    scoping: Scoping, binding: RequestHandlerFallback | EventHandlerFallback, primary: Invoke, fallback: Invoke
+) -> Invoke:
+    """Return what tries one handler, behind its circuit breaker, and then the other."""
+    breaker = binding.circuit_breaker
+    attempt = _undone_alone(scoping, primary)
+
+    def invoke(message: Any) -> Outcome:
+        try:
+            if breaker is None:
+                return attempt(message)
+            outcome: Outcome = breaker.call(binding.primary, attempt, message)
+            return outcome
+        except Exception as error:
+            if not should_use_fallback(error, breaker, binding.failure_exceptions):
+                raise
+            log_fallback(binding, error)
+            return fallback(message)
+
+    return invoke
+
+
+def _undone_alone(scoping: Scoping, invoke: Invoke) -> Invoke:
+    """In a shared unit of work, what a failed primary wrote must not be committed with the fallback's writes."""
+    if not scoping.shared:
+        return invoke
+
+    def attempt(message: Any) -> Outcome:
+        scope = scoping.open_send()
+        if scope is None:
+            return invoke(message)
+        with scope.savepoint():
+            return invoke(message)
+
+    return attempt
+
+
+def log_fallback(binding: RequestHandlerFallback | EventHandlerFallback, error: Exception) -> None:
+    """Log that a fallback takes over, and why."""
+    breaker = binding.circuit_breaker
+    is_open = breaker is not None and breaker.is_circuit_breaker_error(error)
+    logger.warning(
+        "%s: %s; its fallback %s takes over",
+        type_name(binding.primary),
+        "its circuit is open" if is_open else f"{type(error).__name__} was raised",
+        type_name(binding.fallback),
+        exc_info=None if is_open else error,
+    )
+
+
+def through_middlewares(chain: Chain | None, invoke: Invoke) -> Invoke:
+    """Return ``invoke`` with middlewares around it, which see the request and the response but not the events."""
+    if chain is None:
+        return invoke
+    run = chain
+
+    def invoke_through(message: Any) -> Outcome:
+        call = _Call(invoke)
+        response = run(message, call)
+        return response, call.events
+
+    return invoke_through
+
+
+class _Call:
+    """What a middleware's ``handle`` is: calls on, and keeps the events of the last call that succeeded."""
+
+    __slots__ = ("_invoke", "events")
+
+    def __init__(self, invoke: Invoke) -> None:
+        self._invoke = invoke
+        self.events: Events = ()
+
+    def __call__(self, message: Any) -> Any:
+        response, self.events = self._invoke(message)
+        return response

@@ -1,0 +1,348 @@
+"""The mediators: one call to send a request, stream its answer, or hand over an event (Gamma et al., *Mediator*)."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from types import TracebackType
+from typing import Any, Self
+
+from typing_extensions import TypedDict, Unpack
+
+from cqrs_sync.container.scope import ScopeStrategy
+from cqrs_sync.dispatcher.event import EventDispatcher
+from cqrs_sync.dispatcher.models import RequestDispatchResult
+from cqrs_sync.dispatcher.request import RequestDispatcher
+from cqrs_sync.dispatcher.streaming import Results, StreamingRequestDispatcher, in_scope
+from cqrs_sync.errors import ConfigurationError, MediatorClosed
+from cqrs_sync.events.event import IEvent
+from cqrs_sync.events.event_emitter import EventEmitter
+from cqrs_sync.events.event_processor import EventErrors, EventProcessor
+from cqrs_sync.events.map import EventMap
+from cqrs_sync.executors import WorkerContext, inside_a_job
+from cqrs_sync.middlewares.base import MiddlewareChain
+from cqrs_sync.requests.map import RequestMap
+from cqrs_sync.requests.request import IRequest
+from cqrs_sync.types import ResT
+from cqrs_sync.unit_of_work.protocol import UnitOfWork
+
+
+class EventSettings(TypedDict, total=False):
+    """How a mediator handles events; all optional, and the same for every mediator and ``bootstrap``.
+
+    Attributes:
+        unit_of_work: what handlers write in: one transaction per handler, or per send (see ``scope_strategy``).
+        event_errors: what becomes of errors of event handlers: ``"isolate"`` logs them, ``"raise"`` raises them
+            together. The default isolates (an ``EventMediator`` raises), and inside one transaction they are raised.
+        worker_context: a function that returns a context manager, entered around each handler on a pool thread; to
+            free what is bound to the thread, such as a framework's database connection.
+        max_event_depth: how many follow-up events may come out of each other before the loop is cut.
+    """
+
+    unit_of_work: UnitOfWork | None
+    event_errors: EventErrors | None
+    worker_context: WorkerContext | None
+    max_event_depth: int
+
+
+class _Mediator:
+    """What all mediators have: an event processor that owns threads, and an end."""
+
+    def __init__(self, processor: EventProcessor) -> None:
+        self._processor = processor
+        self._scoping = processor.emitter.scoping
+        self._shared = self._scoping.shared
+        self._closed = False
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Refuse new calls, wait for event handlers at work, and end the pool's threads.
+
+        Calling it twice is harmless. A mediator with a pool that is forgotten instead is a ``ResourceWarning``.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Raises:
+            CloseTimeout: handlers were still at work; they go on, and ``close()`` can be called again.
+        """
+        self._closed = True
+        self._processor.close(timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _refuse(self) -> None:
+        """Refuse a call after ``close()``, but let handlers that are at work finish theirs."""
+        if not inside_a_job():
+            raise MediatorClosed(f"this {type(self).__name__} was closed; build a new one")
+
+
+class RequestMediator(_Mediator):
+    """Sends commands and queries to their handlers. Thread-safe; one for a whole application.
+
+    Built by :func:`cqrs_sync.requests.bootstrap.bootstrap`, or by hand from its parts:
+
+    Args:
+        request_map: which handler answers which request.
+        container: what builds the handlers.
+        event_emitter: takes events where they go; made from ``event_map`` where it is not given.
+        middleware_chain: what runs around each call.
+        event_map: which handlers react to which event.
+        max_concurrent_event_handlers: how many event handlers run at once, over all concurrent sends.
+        concurrent_event_handle_enable: False is another way to say 1.
+        scope_strategy: see :class:`~cqrs_sync.container.scope.ScopeStrategy`.
+        dispatcher_type: a class derived from :class:`~cqrs_sync.dispatcher.request.RequestDispatcher`.
+        settings: see :class:`EventSettings`.
+    """
+
+    def __init__(
+        self,
+        request_map: RequestMap,
+        container: Any,
+        event_emitter: EventEmitter | None = None,
+        middleware_chain: MiddlewareChain | None = None,
+        event_map: EventMap | None = None,
+        max_concurrent_event_handlers: int = 1,
+        concurrent_event_handle_enable: bool | None = None,
+        scope_strategy: ScopeStrategy = ScopeStrategy.NONE,
+        *,
+        dispatcher_type: type[RequestDispatcher] = RequestDispatcher,
+        **settings: Unpack[EventSettings],
+    ) -> None:
+        emitter = _emitter(event_emitter, event_map, container, scope_strategy, settings)
+        super().__init__(
+            _processor(emitter, max_concurrent_event_handlers, concurrent_event_handle_enable, settings)
+        )
+        self._dispatcher = dispatcher_type(
+            request_map=request_map,
+            container=container,
+            middleware_chain=middleware_chain,
+            scope_strategy=scope_strategy,
+            unit_of_work=settings.get("unit_of_work"),
+            stage=emitter.stage,
+        )
+
+    def compile(self) -> None:
+        """Make all bound handlers ready; refuses those that cannot be built.
+
+        Raises:
+            ConfigurationError: naming the class and the parameter.
+        """
+        self._dispatcher.compile()
+        self._processor.emitter.compile()
+
+    def send(self, request: IRequest[ResT]) -> ResT:
+        """Handle a request, then its events, and return the response.
+
+        Blocks until the handler, its event handlers and their follow-ups have finished. What the handler raises
+        reaches the caller, and then none of its events is emitted.
+
+        Raises:
+            RequestHandlerDoesNotExist: nothing is bound for exactly this class.
+            EventHandlingError: event handlers failed and errors are raised; it carries the response.
+            MediatorClosed: after ``close()``.
+        """
+        if self._closed:
+            self._refuse()
+        if self._shared:
+            return self._send_in_scope(request)
+        result = self._dispatcher.dispatch(request)
+        if result.events:
+            self._processor.emit_events(result.events, result.response)
+        response: ResT = result.response
+        return response
+
+    def _send_in_scope(self, request: IRequest[ResT]) -> ResT:
+        joins = self._scoping.open_send() is not None
+        with self._scoping.sending() as scope:
+            result = self._dispatcher.dispatch(request)
+            self._processor.emit_events(result.events, result.response)
+        if not joins:
+            self._processor.publish_deferred(scope.deferred, result.response)
+        response: ResT = result.response
+        return response
+
+
+class StreamingRequestMediator(_Mediator):
+    """Streams the answers of requests piece by piece. Thread-safe; each stream is used by one thread at a time.
+
+    The arguments are those of :class:`RequestMediator`.
+    """
+
+    def __init__(
+        self,
+        request_map: RequestMap,
+        container: Any,
+        event_emitter: EventEmitter | None = None,
+        middleware_chain: MiddlewareChain | None = None,
+        event_map: EventMap | None = None,
+        max_concurrent_event_handlers: int = 1,
+        concurrent_event_handle_enable: bool | None = None,
+        scope_strategy: ScopeStrategy = ScopeStrategy.NONE,
+        *,
+        dispatcher_type: type[StreamingRequestDispatcher] = StreamingRequestDispatcher,
+        **settings: Unpack[EventSettings],
+    ) -> None:
+        emitter = _emitter(event_emitter, event_map, container, scope_strategy, settings)
+        super().__init__(
+            _processor(emitter, max_concurrent_event_handlers, concurrent_event_handle_enable, settings)
+        )
+        self._dispatcher = dispatcher_type(
+            request_map=request_map,
+            container=container,
+            middleware_chain=middleware_chain,
+            scope_strategy=scope_strategy,
+            unit_of_work=settings.get("unit_of_work"),
+            stage=emitter.stage,
+        )
+
+    def compile(self) -> None:
+        """Make all bound handlers ready; refuses those that cannot be built or do not stream.
+
+        Raises:
+            ConfigurationError: naming the class and the parameter.
+        """
+        self._dispatcher.compile()
+        self._processor.emitter.compile()
+
+    def stream(self, request: IRequest[ResT]) -> Generator[ResT, None, None]:
+        """Return a generator of the pieces of the answer.
+
+        Before a piece is handed out its unit of work is committed and its events are handled. The handler starts with
+        the first ``next()``. To stop early, close the generator (or leave it to ``contextlib.closing``): the
+        handler's generator and its transaction end at once.
+
+        Raises:
+            RequestHandlerDoesNotExist: nothing is bound for exactly this class.
+            EventHandlingError: from ``next()``; event handlers failed and errors are raised.
+            MediatorClosed: after ``close()``.
+        """
+        if self._closed:
+            self._refuse()
+        results = self._dispatcher.dispatch(request)
+        return self._stream_in_scope(results) if self._shared else self._stream(results)
+
+    def _stream(self, results: Results) -> Generator[Any, None, None]:
+        with closing(results):
+            for result in results:
+                self._emit(result)
+                if result.has_response:
+                    yield result.response
+
+    def _stream_in_scope(self, results: Results) -> Generator[Any, None, None]:
+        if self._scoping.open_send() is not None:
+            yield from self._stream(results)
+            return
+        scope = self._scoping.open()
+        with closing(in_scope(scope, results, also=self._emit)) as committed:
+            for result in committed:
+                self._processor.publish_deferred(scope.deferred, result.response)
+                if result.has_response:
+                    yield result.response
+
+    def _emit(self, result: RequestDispatchResult) -> None:
+        self._processor.emit_events(result.events, result.response)
+
+
+class EventMediator(_Mediator):
+    """Hands events that came from outside to their handlers. Thread-safe; one for a whole application.
+
+    Args:
+        event_map: which handlers react to which event.
+        container: what builds the handlers.
+        middleware_chain: what runs around each ``send``.
+        scope_strategy: see :class:`~cqrs_sync.container.scope.ScopeStrategy`.
+        event_emitter: takes follow-up events where they go; made from ``event_map`` where it is not given.
+        max_concurrent_event_handlers: how many handlers run at once, over all concurrent sends.
+        dispatcher_type: a class derived from :class:`~cqrs_sync.dispatcher.event.EventDispatcher`.
+        settings: see :class:`EventSettings`; errors are raised unless it says otherwise.
+    """
+
+    def __init__(
+        self,
+        event_map: EventMap,
+        container: Any,
+        middleware_chain: MiddlewareChain | None = None,
+        scope_strategy: ScopeStrategy = ScopeStrategy.NONE,
+        *,
+        event_emitter: EventEmitter | None = None,
+        max_concurrent_event_handlers: int = 1,
+        dispatcher_type: type[EventDispatcher] = EventDispatcher,
+        **settings: Unpack[EventSettings],
+    ) -> None:
+        emitter = _emitter(event_emitter, event_map, container, scope_strategy, settings)
+        settings["event_errors"] = settings.get("event_errors") or "raise"
+        super().__init__(_processor(emitter, max_concurrent_event_handlers, None, settings))
+        self._dispatcher = dispatcher_type(
+            event_map=event_map,
+            container=container,
+            middleware_chain=middleware_chain,
+            scope_strategy=scope_strategy,
+            event_processor=self._processor,
+        )
+
+    def compile(self) -> None:
+        """Make all bound handlers ready; refuses those that cannot be built.
+
+        Raises:
+            ConfigurationError: naming the class and the parameter.
+        """
+        self._processor.emitter.compile()
+
+    def send(self, event: IEvent) -> None:
+        """Handle an event and its follow-ups; returns when all is done.
+
+        The event itself is not published; notification events among the follow-ups are.
+
+        Raises:
+            EventHandlerDoesNotExist: nobody handles it, and it is not a domain event.
+            EventHandlingError: handlers failed; the others have run.
+            MediatorClosed: after ``close()``.
+        """
+        if self._closed:
+            self._refuse()
+        if not self._shared:
+            self._dispatcher.dispatch(event)
+            return
+        joins = self._scoping.open_send() is not None
+        with self._scoping.sending() as scope:
+            self._dispatcher.dispatch(event)
+        if not joins:
+            self._processor.publish_deferred(scope.deferred)
+
+
+def _emitter(
+    emitter: EventEmitter | None,
+    event_map: EventMap | None,
+    container: Any,
+    scope_strategy: ScopeStrategy,
+    settings: EventSettings,
+) -> EventEmitter:
+    """The emitter of a mediator; one that was built by hand must share the mediator's scopes."""
+    unit_of_work = settings.get("unit_of_work")
+    if emitter is None:
+        return EventEmitter(
+            event_map if event_map is not None else EventMap(),
+            container,
+            scope_strategy=scope_strategy,
+            unit_of_work=unit_of_work,
+        )
+    if event_map and event_map is not emitter.event_map:
+        raise ConfigurationError("event_map differs from that of the event_emitter, which is the one that is used")
+    if (emitter.scoping.strategy, emitter.scoping.unit_of_work) != (scope_strategy, unit_of_work):
+        raise ConfigurationError(
+            "the event_emitter and the mediator must have the same scope_strategy and unit_of_work: "
+            f"{emitter.scoping.strategy.name} with {emitter.scoping.unit_of_work!r}, "
+            f"and {scope_strategy.name} with {unit_of_work!r}"
+        )
+    return emitter
+
+
+def _processor(emitter: EventEmitter, handlers: int, enable: bool | None, settings: EventSettings) -> EventProcessor:
+    own = {name: value for name, value in settings.items() if name != "unit_of_work"}
+    return EventProcessor(emitter.event_map, emitter, handlers, enable, **own)  # type: ignore[arg-type]

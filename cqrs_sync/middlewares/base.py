@@ -1,0 +1,77 @@
+"""Middlewares: what runs around every call of a mediator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeAlias
+
+from cqrs_sync.errors import ConfigurationError
+
+HandleType: TypeAlias = Callable[[Any], Any]
+"""What a middleware calls to go on: takes the request, returns the response."""
+
+Chain: TypeAlias = Callable[[Any, HandleType], Any]
+"""A compiled chain: takes the request and what to call at its end."""
+
+
+class Middleware(Protocol):
+    """Runs around each ``send`` (once per stream, and once per event of an ``EventMediator``).
+
+    One instance serves all threads. It calls ``handle(request)`` to go on and returns a response: once, or not at
+    all to answer by itself, or again to repeat the call (on a new handler, in a new unit of work; under
+    ``ScopeStrategy.SEND`` in the same one). For a stream ``handle`` returns the iterator of the pieces.
+    """
+
+    def __call__(self, request: Any, handle: HandleType) -> Any:
+        """Return the response to ``request``."""
+        ...
+
+
+class MiddlewareChain:
+    """The middlewares of a mediator, the first one outermost.
+
+    Compiled once, when the mediator is built: add middlewares before that.
+    """
+
+    def __init__(self, middlewares: Iterable[Middleware] = ()) -> None:
+        self._middlewares = list(middlewares)
+        self._compiled = False
+
+    def set(self, chain: list[Middleware]) -> None:
+        """Replace all middlewares."""
+        self._check_open()
+        self._middlewares = list(chain)
+
+    def add(self, middleware: Middleware) -> None:
+        """Add a middleware inside of those that are there."""
+        self._check_open()
+        self._middlewares.append(middleware)
+
+    def wrap(self, handle: HandleType) -> HandleType:
+        """Return ``handle`` with all middlewares around it."""
+        chain = _compose(self._middlewares)
+        return (lambda request: chain(request, handle)) if chain else handle
+
+    def compile(self) -> Chain | None:
+        """Return the chain as one function, or None where there is no middleware. Later changes are refused."""
+        self._compiled = True
+        return _compose(self._middlewares)
+
+    def _check_open(self) -> None:
+        if self._compiled:
+            raise ConfigurationError("this MiddlewareChain serves a mediator already; add middlewares before building it")
+
+
+def _compose(middlewares: list[Middleware]) -> Chain | None:
+    """Nest the middlewares once, so that a call makes no wrapper for the innermost and one for each further."""
+    if not middlewares:
+        return None
+    first, rest = middlewares[0].__call__, _compose(middlewares[1:])
+    if rest is None:
+        return first
+    inner = rest
+
+    def chain(request: Any, handle: HandleType) -> Any:
+        return first(request, lambda request: inner(request, handle))
+
+    return chain

@@ -1,0 +1,58 @@
+"""The two ways to write a message class, pydantic models and dataclasses: a pair of dictionary methods for each.
+
+Both are mixins without fields, so that mutable requests and frozen events share them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Self
+
+import pydantic
+
+
+class PydanticMessage:
+    """The methods of a message that is a pydantic model: validated when it is built."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as a dictionary of Python values (nested models become dictionaries)."""
+        model: Any = self
+        fields: dict[str, Any] = model.model_dump(mode="python")
+        return fields
+
+    @classmethod
+    def from_dict(cls, **kwargs: Any) -> Self:
+        """Build the message from its fields; ISO strings become UUIDs and dates where the field says so.
+
+        Raises:
+            pydantic.ValidationError: a field is missing or does not fit.
+        """
+        model: Any = cls
+        message: Self = model.model_validate(kwargs)
+        return message
+
+
+class DataclassMessage:
+    """The methods of a message that is a standard dataclass: cheap to build, not validated by its constructor."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as a dictionary, nested dataclasses included (values are deep copies)."""
+        instance: Any = self
+        return dataclasses.asdict(instance)
+
+    @classmethod
+    def from_dict(cls, **kwargs: Any) -> Self:
+        """Build the message from its fields; nested dataclasses, UUIDs and dates are restored from their text.
+
+        Raises:
+            pydantic.ValidationError: a field is missing or does not fit.
+        """
+        message_type: Any = cls
+        message: Self = _adapter(message_type).validate_python(kwargs)
+        return message
+
+
+@functools.cache
+def _adapter(message_type: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(message_type)

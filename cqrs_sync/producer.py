@@ -1,0 +1,5 @@
+"""The outbox's producer: not part of this release."""
+
+from cqrs_sync.errors import NotInstalled
+
+raise NotInstalled("cqrs_sync.producer", "the transactional outbox comes with a later release of cqrs-sync")

@@ -1,0 +1,160 @@
+"""Opens what a scope strategy asks for: container scopes and units of work, around a handler or around a send."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any
+
+from cqrs_sync.container.plans import Plan, Services
+from cqrs_sync.container.protocol import Container, SupportsPlans, SupportsScope, as_container
+from cqrs_sync.container.scope import ScopeAwareContainer, ScopeStrategy, ambient_container
+from cqrs_sync.unit_of_work.protocol import Unit, UnitOfWork
+
+_send_scope: ContextVar[OpenScope | None] = ContextVar("cqrs_sync_send_scope", default=None)
+
+
+class OpenScope:
+    """One open scope: the container it resolves from and the unit of work it writes in.
+
+    The scope of a send also keeps what is to be published after its commit (``deferred``), and nested sends join it.
+    ``active()`` brackets the code that runs inside; a stream leaves it while its consumer has the word, so nothing
+    leaks into the consumer's context.
+    """
+
+    def __init__(self, scoping: Scoping) -> None:
+        self.key = scoping.key
+        self._for_sends = scoping.shared
+        self.outer: OpenScope | None = None
+        self.thread = threading.get_ident()
+        self.deferred: list[Any] = []
+        self.unit = Unit(scoping.unit_of_work) if scoping.unit_of_work is not None else None
+        self._container_scope = scoping.open_container_scope()
+        self._container = self._container_scope.__enter__()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Have the code in this block run inside the scope."""
+        self.thread = threading.get_ident()
+        with ExitStack() as stack:
+            if self._container is not None:
+                stack.callback(ambient_container.reset, ambient_container.set(self._container))
+            if self.unit is not None:
+                stack.enter_context(self.unit.active())
+            if self._for_sends:
+                self.outer = _send_scope.get()
+                stack.callback(_send_scope.reset, _send_scope.set(self))
+            yield
+
+    def commit(self) -> None:
+        """Commit what was written so far and stay open."""
+        if self.unit is not None:
+            self.unit.commit()
+
+    def savepoint(self) -> AbstractContextManager[Any]:
+        """Return a block whose writes are undone alone when it raises."""
+        return nullcontext() if self.unit is None else self.unit.transaction.savepoint()
+
+    def close(self, *, failed: bool) -> None:
+        """End the unit of work, then the container's scope; called while an exception is handled if it failed."""
+        try:
+            if self.unit is not None:
+                self.unit.close(failed=failed)
+        except BaseException:
+            self._container_scope.__exit__(*sys.exc_info())
+            raise
+        self._container_scope.__exit__(*(sys.exc_info() if failed else (None, None, None)))
+
+    @contextmanager
+    def entered(self) -> Iterator[OpenScope]:
+        """Run a block inside the scope and close it after."""
+        try:
+            with self.active():
+                yield self
+        except BaseException:
+            self.close(failed=True)
+            raise
+        self.close(failed=False)
+
+
+class Scoping:
+    """A strategy applied to one container and one unit of work."""
+
+    def __init__(
+        self, container: Any, strategy: ScopeStrategy = ScopeStrategy.NONE, unit_of_work: UnitOfWork | None = None
+    ) -> None:
+        container = as_container(container)
+        self.container: Container = container.root if isinstance(container, ScopeAwareContainer) else container
+        self.strategy = strategy
+        self.unit_of_work = unit_of_work
+        self.services: Services = unit_of_work.injectables() if unit_of_work is not None else {}
+        # Two mediators share an open send scope where they share what is scoped.
+        self.key = (id(unit_of_work), id(getattr(self.container, "external_container", self.container)))
+
+    @property
+    def shared(self) -> bool:
+        """Whether a send's event handlers run inside its scope."""
+        return self.strategy is ScopeStrategy.SEND
+
+    @property
+    def per_handler(self) -> bool:
+        """Whether each handler's call opens something of its own."""
+        has_scopes = isinstance(self.container, SupportsScope)
+        return not self.shared and (
+            self.unit_of_work is not None or (self.strategy is ScopeStrategy.HANDLER and has_scopes)
+        )
+
+    def plan(self, handler_type: type) -> Plan:
+        """Return how to build a handler; refuses, where that can be known, one that cannot be built."""
+        return plan_in(self.container, handler_type, self.services)
+
+    def open_container_scope(self) -> AbstractContextManager[Container | None]:
+        """Open a scope of the container where the strategy asks for one and none can be joined."""
+        joins = self.shared and ambient_container.get() is not None
+        if self.strategy is ScopeStrategy.NONE or joins or not isinstance(self.container, SupportsScope):
+            return nullcontext()
+        return self.container.open_scope()
+
+    def open(self) -> OpenScope:
+        """Open what one handler's call (SEND: one send) needs; the caller closes it."""
+        return OpenScope(self)
+
+    def open_send(self) -> OpenScope | None:
+        """The send scope that is open in this thread for the same container and unit of work."""
+        scope = _send_scope.get()
+        while scope is not None and not (scope.key == self.key and scope.thread == threading.get_ident()):
+            scope = scope.outer
+        return scope
+
+    @contextmanager
+    def sending(self) -> Iterator[OpenScope]:
+        """Run a send inside a scope of its own, or inside the one that is open here."""
+        joined = self.open_send()
+        if joined is not None:
+            with _joined(joined):
+                yield joined
+            return
+        with self.open().entered() as scope:
+            yield scope
+
+
+@contextmanager
+def _joined(scope: OpenScope) -> Iterator[None]:
+    """Undo a nested send alone when it fails: its caller may catch the error and go on."""
+    mark = len(scope.deferred)
+    try:
+        with scope.savepoint():
+            yield
+    except BaseException:
+        del scope.deferred[mark:]
+        raise
+
+
+def plan_in(container: Container, handler_type: type, services: Services) -> Plan:
+    """Return how a container of any kind builds a type."""
+    if isinstance(container, SupportsPlans):
+        return container.plan(handler_type, services)
+    return Plan(lambda: lambda: container.resolve(handler_type))
