@@ -30,7 +30,6 @@ def type_arguments(cls: type, origin: type) -> tuple[Any, ...]:
 def concrete_argument(cls: type, origin: type, position: int = 0) -> type | None:
     """The class that ``cls`` names at ``position`` of ``origin``, or None where it names no plain class."""
     arguments = type_arguments(cls, origin)
-    if len(arguments) > position and isinstance(arguments[position], type):
-        argument: type = arguments[position]
-        return argument
-    return None
+    argument = arguments[position] if len(arguments) > position else None
+    # Any is a class too.
+    return argument if isinstance(argument, type) and argument is not Any else None

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from cqrs_sync.circuit_breaker import should_use_fallback
 from cqrs_sync.container.plans import Plan
 from cqrs_sync.container.protocol import SupportsPlans
-from cqrs_sync.container.scope import ambient_container
+from cqrs_sync.container.scope import ambient_scope, scope_of
 from cqrs_sync.errors import SharedHandlerError, type_name
 from cqrs_sync.events.emits_events import EmitsEvents
 from cqrs_sync.events.event import IEvent
@@ -52,13 +52,13 @@ class HandlerFactory:
 
     def __call__(self) -> Any:
         """Build a handler."""
-        return self.plan.build() if ambient_container.get() is None else self.build_in_scope()
+        return self.plan.build() if ambient_scope.get() is None else self.build_in_scope()
 
     def build_in_scope(self) -> Any:
-        """Build a handler from the container scope that is open here."""
-        ambient = ambient_container.get()
-        assert ambient is not None
-        return plan_in(ambient, self._handler_type, self._scoping.services).build()
+        """Build a handler from the container scope that is open here, if it counts for this container."""
+        scoped = scope_of(self._scoping.container)
+        plan = self.plan if scoped is None else plan_in(scoped, self._handler_type, self._scoping.services)
+        return plan.build()
 
     def stage(self, stage: Stage) -> Stage:
         """Return ``stage``, or for a shared handler what refuses its events."""
@@ -94,7 +94,7 @@ def invoke_handler(scoping: Scoping, handler_type: type[Any], stage: Stage) -> I
     """Return what builds a handler, calls it and takes its events."""
     factory = HandlerFactory(scoping, handler_type)
     plan, build_in_scope, take = factory.plan, factory.build_in_scope, factory.stage(stage)
-    ambient = ambient_container.get
+    ambient = ambient_scope.get
 
     # The hottest function of the library: what HandlerFactory.__call__ does is written out to save its frame.
     def invoke(message: Any) -> Outcome:

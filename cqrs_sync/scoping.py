@@ -11,7 +11,7 @@ from typing import Any
 
 from cqrs_sync.container.plans import Plan, Services
 from cqrs_sync.container.protocol import Container, SupportsPlans, SupportsScope, as_container
-from cqrs_sync.container.scope import ScopeAwareContainer, ScopeStrategy, ambient_container
+from cqrs_sync.container.scope import Ambient, ScopeAwareContainer, ScopeStrategy, ambient_scope, scope_of
 from cqrs_sync.unit_of_work.protocol import Unit, UnitOfWork
 
 _send_scope: ContextVar[OpenScope | None] = ContextVar("cqrs_sync_send_scope", default=None)
@@ -27,6 +27,7 @@ class OpenScope:
 
     def __init__(self, scoping: Scoping) -> None:
         self.key = scoping.key
+        self.root = scoping.container
         self._for_sends = scoping.shared
         self.outer: OpenScope | None = None
         self.thread = threading.get_ident()
@@ -41,7 +42,7 @@ class OpenScope:
         self.thread = threading.get_ident()
         with ExitStack() as stack:
             if self._container is not None:
-                stack.callback(ambient_container.reset, ambient_container.set(self._container))
+                stack.callback(ambient_scope.reset, ambient_scope.set(Ambient(self._container, self.root)))
             if self.unit is not None:
                 stack.enter_context(self.unit.active())
             if self._for_sends:
@@ -91,8 +92,8 @@ class Scoping:
         self.strategy = strategy
         self.unit_of_work = unit_of_work
         self.services: Services = unit_of_work.injectables() if unit_of_work is not None else {}
-        # Two mediators share an open send scope where they share what is scoped.
-        self.key = (id(unit_of_work), id(getattr(self.container, "external_container", self.container)))
+        # Mediators share an open send scope where they share what is scoped: the unit of work, else the container.
+        self.key: object = unit_of_work or getattr(self.container, "external_container", self.container)
 
     @property
     def shared(self) -> bool:
@@ -113,7 +114,7 @@ class Scoping:
 
     def open_container_scope(self) -> AbstractContextManager[Container | None]:
         """Open a scope of the container where the strategy asks for one and none can be joined."""
-        joins = self.shared and ambient_container.get() is not None
+        joins = self.shared and scope_of(self.container) is not None
         if self.strategy is ScopeStrategy.NONE or joins or not isinstance(self.container, SupportsScope):
             return nullcontext()
         return self.container.open_scope()
@@ -125,7 +126,7 @@ class Scoping:
     def open_send(self) -> OpenScope | None:
         """The send scope that is open in this thread for the same container and unit of work."""
         scope = _send_scope.get()
-        while scope is not None and not (scope.key == self.key and scope.thread == threading.get_ident()):
+        while scope is not None and not (scope.key is self.key and scope.thread == threading.get_ident()):
             scope = scope.outer
         return scope
 
@@ -134,11 +135,20 @@ class Scoping:
         """Run a send inside a scope of its own, or inside the one that is open here."""
         joined = self.open_send()
         if joined is not None:
-            with _joined(joined):
+            with _joined(joined), self._own_container_scope():
                 yield joined
             return
         with self.open().entered() as scope:
             yield scope
+
+
+    @contextmanager
+    def _own_container_scope(self) -> Iterator[None]:
+        """Open a scope of this container inside a send that was begun by a mediator with another one."""
+        with self.open_container_scope() as scoped, ExitStack() as stack:
+            if scoped is not None:
+                stack.callback(ambient_scope.reset, ambient_scope.set(Ambient(scoped, self.container)))
+            yield
 
 
 @contextmanager

@@ -139,7 +139,8 @@ class _Circuit(pybreaker.CircuitBreakerListener):
         self._breaker = breaker
         self._name = name
         # Guards what follows and the breaker's counters, which pybreaker increments without a lock of their own.
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may close an abandoned stream in a thread that holds it.
+        self._lock = threading.RLock()
         self._state: pybreaker.CircuitBreakerState = breaker.state
         self._trial: _Attempt | None = None
         self._transitions: deque[tuple[str, str]] = deque()
@@ -211,7 +212,7 @@ class _Circuit(pybreaker.CircuitBreakerListener):
 
 def _ask() -> Iterator[None]:
     """A generator that is never started: pybreaker checks its state for it and counts no outcome."""
-    yield
+    yield  # pragma: no cover
 
 
 def _replay(error: Exception | None) -> None:

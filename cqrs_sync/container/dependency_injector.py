@@ -6,7 +6,6 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager
 from inspect import Parameter
 from typing import Any, NamedTuple
 
@@ -18,6 +17,8 @@ try:
     from dependency_injector import containers, providers, resources
 except ImportError as _missing:
     raise NotInstalled.extra(__name__, "dependency-injector") from _missing
+
+_Resource: Any = getattr(providers, "BaseResource", providers.Resource)  # of 4.49, with ContextLocalResource
 
 
 class DependencyInjectorCQRSContainer(PlanningContainer):
@@ -57,7 +58,7 @@ class DependencyInjectorCQRSContainer(PlanningContainer):
         if entry is None:
             return False
         provider = _effective(_at(container, entry.path))
-        return isinstance(provider, providers.BaseSingleton | providers.Object | providers.BaseResource)
+        return isinstance(provider, (providers.BaseSingleton, providers.Object, _Resource))
 
     def _provider(self, service: Any) -> Callable[[], Any] | None:
         container = self.external_container
@@ -130,7 +131,7 @@ def _provided_type(provider: Any) -> Any:
         pass
     elif isinstance(provider, providers.Object):
         provided = type(provider.provides)
-    elif isinstance(provider, providers.BaseResource):
+    elif isinstance(provider, _Resource):
         provided = _resource_type(provider.provides)
     elif isinstance(provider, providers.Factory | providers.BaseSingleton | providers.Callable):
         provided = provider.provides if isinstance(provider.provides, type) else _return_type(provider.provides)
@@ -142,7 +143,7 @@ def _resource_type(provides: Any) -> Any:
     if isinstance(provides, type):
         return _return_type(provides.init) if issubclass(provides, resources.Resource) else provides
     returned = _return_type(provides)
-    if typing.get_origin(returned) in (Iterator, Iterable, Generator, AbstractContextManager):
+    if typing.get_origin(returned) in (Iterator, Iterable, Generator):
         return typing.get_args(returned)[0]
     return returned
 

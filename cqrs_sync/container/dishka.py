@@ -169,7 +169,8 @@ class _Graph:
     def __init__(self, container: dishka.Container) -> None:
         outer = [each.registry for each in _outer_containers(container)]
         self._registries = [*outer, *_inner_registries(container)]
-        self._application_level = next(level for level, registry in enumerate(outer) if not registry.scope.skip)
+        open_levels = (level for level, registry in enumerate(outer) if not registry.scope.skip)
+        self._application_level = next(open_levels, len(outer) - 1)
         self._known: dict[Any, _Found | None] = {}
 
     def level(self, container: dishka.Container) -> int:
@@ -181,16 +182,18 @@ class _Graph:
         try:
             return self._known[service]
         except KeyError:
-            found = self._known[service] = self._look_up(service)
+            found = self._known[service] = self._look_up(DependencyKey(service, DEFAULT_COMPONENT))
             return found
 
-    def _look_up(self, service: Any) -> _Found | None:
-        key = DependencyKey(service, DEFAULT_COMPONENT)
+    def _look_up(self, key: DependencyKey) -> _Found | None:
         for level, registry in enumerate(self._registries):
             factory = registry.get_factory(key)
             if factory is not None:
+                if factory.type is FactoryType.ALIAS:
+                    return self._look_up(factory.dependencies[0])
+                kept = factory.cache or factory.type is FactoryType.CONTEXT
                 inner = level > self._application_level
-                return _Found(factory, level, factory.cache, inner and _callable_with_plain_keys(factory))
+                return _Found(factory, level, kept, inner and _callable_with_plain_keys(factory))
         return None
 
 
@@ -201,7 +204,7 @@ def _outer_containers(container: dishka.Container) -> Iterator[dishka.Container]
 
 
 def _inner_registries(container: Any) -> Iterator[Any]:
-    if hasattr(container, "child_registries"):  # dishka 1.4 to 1.7
+    if hasattr(container, "child_registries"):  # pragma: no cover (dishka 1.4 to 1.7)
         yield from container.child_registries
         return
     registry = container.registry.child_registry
@@ -213,9 +216,10 @@ def _inner_registries(container: Any) -> Iterator[Any]:
 def _callable_with_plain_keys(factory: Any) -> bool:
     """Whether a factory can be called from outside: a class or function, of what the container itself can be asked."""
     keys = [*factory.dependencies, *factory.kw_dependencies.values()]
+    condition = getattr(factory, "when_active", None)  # dishka 1.4 has no conditions, 1.10 a constant for none
     return (
         factory.type is FactoryType.FACTORY
-        and getattr(factory, "when_active", None) is None
+        and (condition is None or getattr(condition, "value", None) is True)
         and not any(getattr(key, "depth", 0) or typing.get_origin(key.type_hint) is Literal for key in keys)
     )
 

@@ -15,6 +15,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 from weakref import WeakSet
 
@@ -71,14 +72,15 @@ def parameters_of(builder: Callable[..., Any]) -> list[inspect.Parameter]:
     return [parameter for parameter in parameters if parameter.kind not in variadic]
 
 
-def annotations_of(cls: type, local_names: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The resolved annotations of a class's constructor.
+def annotations_of(cls: type, services: Services = MappingProxyType({}), local_names: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The resolved annotations of a class's constructor; services are found by name too, wherever they were defined.
 
     Raises:
         UnresolvableDependency: an annotation names something that cannot be found.
     """
     try:
-        hints = typing.get_type_hints(getattr(cls, "__init__"), None, dict(local_names or {}))
+        names = {service.__name__: service for service in services} | dict(local_names or {})
+        hints = typing.get_type_hints(getattr(cls, "__init__"), None, names)
     except NameError as error:
         raise UnresolvableDependency(
             cls, None, error.name, f"annotation {error.name!r} cannot be found; import it where the class is defined"
@@ -195,7 +197,7 @@ class PlanningContainer(abc.ABC):
             return registered
         if not isinstance(type_, type):
             raise UnresolvableDependency(type_, None, type_, "is not registered in the container")
-        hints = annotations_of(type_)
+        hints = annotations_of(type_, services)
 
         def provider_of(parameter: inspect.Parameter) -> Provider:
             return self._argument(type_, parameter, hints.get(parameter.name, EMPTY), services)

@@ -218,7 +218,7 @@ class _Compilation:
         return part
 
     def _unregistered(self, cls: type) -> _Build:
-        hints = annotations_of(cls, self._container.registrations._localns)
+        hints = annotations_of(cls, self._services, self._container.registrations._localns)
         return self._assemble(cls, cls, hints, {})
 
     def _build(self, registration: Any) -> _Build:

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from cqrs_sync.container.protocol import Container, SupportsScope, as_container
 
@@ -27,12 +27,31 @@ class ScopeStrategy(enum.Enum):
     SEND = "send"
 
 
-ambient_container: ContextVar[Container | None] = ContextVar("cqrs_sync_container", default=None)
+class Ambient(NamedTuple):
+    """The scoped container that is open in a context.
+
+    Attributes:
+        container: what to resolve from.
+        root: the container that opened it, for which alone it counts; None: whoever asks.
+    """
+
+    container: Container
+    root: Container | None = None
+
+
+ambient_scope: ContextVar[Ambient | None] = ContextVar("cqrs_sync_container", default=None)
 
 
 def current_container() -> Container | None:
     """Return the scoped container that is open in this context, or None."""
-    return ambient_container.get()
+    ambient = ambient_scope.get()
+    return None if ambient is None else ambient.container
+
+
+def scope_of(root: Container) -> Container | None:
+    """Return the scoped container that is open in this context and counts for ``root``, or None."""
+    ambient = ambient_scope.get()
+    return ambient.container if ambient is not None and ambient.root in (None, root) else None
 
 
 @contextmanager
@@ -43,11 +62,11 @@ def bind_scope(scoped_container: Any) -> Iterator[Container]:
         scoped_container: a container of any kind that ``bootstrap`` takes.
     """
     container = as_container(scoped_container)
-    token = ambient_container.set(container)
+    token = ambient_scope.set(Ambient(container))
     try:
         yield container
     finally:
-        ambient_container.reset(token)
+        ambient_scope.reset(token)
 
 
 @contextmanager
@@ -63,7 +82,7 @@ def enter_scope(
     Yields:
         the scoped container; ``container`` itself where it has no scopes.
     """
-    existing = ambient_container.get()
+    existing = current_container()
     if existing is not None and reuse_existing:
         yield existing
         return
@@ -83,4 +102,4 @@ class ScopeAwareContainer:
 
     def resolve(self, type_: type[T]) -> T:
         """Return an object of this type."""
-        return (ambient_container.get() or self.root).resolve(type_)
+        return (current_container() or self.root).resolve(type_)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import types
 import typing
@@ -118,7 +119,8 @@ class _Names:
             if name[0].islower():  # "note" and "link" are Mermaid's keywords, all of which are in lower case
                 name = f"C_{name}"
             taken = set(self._ids.values())
-            self._ids[cls] = next(free for free in _numbered(name) if free not in taken)
+            numbered = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+            self._ids[cls] = next(free for free in numbered if free not in taken)
 
     def id(self, cls: type) -> str:
         return self._ids[cls]
@@ -129,14 +131,6 @@ class _Names:
     def declaration(self, cls: type) -> str:
         """What introduces a class: its identifier, and its label where that says more."""
         return self.id(cls) if self.id(cls) == self.label(cls) else f'{self.id(cls)}["{self.label(cls)}"]'
-
-
-def _numbered(name: str) -> Iterator[str]:
-    yield name
-    number = 2
-    while True:
-        yield f"{name}_{number}"
-        number += 1
 
 
 def _box(names: _Names, cls: type, members: list[str]) -> list[str]:

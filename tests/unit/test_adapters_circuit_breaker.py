@@ -229,7 +229,9 @@ class TestOpening:
         assert storages.only.opened_at is opened_at
         assert storages.only.counter == 2
 
-    def test_late_success_of_a_call_from_before_does_not_close(self, breaker: PyBreakerAdapter, storages: Storages) -> None:
+    def test_late_success_of_a_call_from_before_does_not_close(
+        self, breaker: PyBreakerAdapter, storages: Storages
+    ) -> None:
         straggler = Held(breaker)
         trip(breaker)
         assert straggler.end() == "done"
@@ -290,7 +292,9 @@ class TestHalfOpen:
             results = [attempted.result(WAIT) for attempted in [pool.submit(attempt) for _ in range(6)]]
         assert sorted(results) == [False] * 5 + [True]
 
-    def test_interrupted_trial_leaves_the_trial_to_the_next(self, breaker: PyBreakerAdapter, storages: Storages) -> None:
+    def test_interrupted_trial_leaves_the_trial_to_the_next(
+        self, breaker: PyBreakerAdapter, storages: Storages
+    ) -> None:
         with pytest.raises(KeyboardInterrupt):
             breaker.call(Handler, fail, KeyboardInterrupt())  # type: ignore[arg-type]
         assert storages.only.state == "half-open"
@@ -378,6 +382,14 @@ class TestGenerators:
         assert storages.only.state == "half-open"
         assert list(breaker.call(Handler, self.items, 2)) == [0, 1]
         assert storages.only.state == "closed"
+
+    def test_stream_that_the_garbage_collector_closes_under_the_lock_does_not_block(
+        self, breaker: PyBreakerAdapter
+    ) -> None:
+        stream = breaker.call(Handler, self.items, 2)
+        next(stream)
+        with breaker._circuits[Handler]._lock:
+            stream.close()
 
     def test_stream_that_is_never_started_occupies_nothing(self, breaker: PyBreakerAdapter, storages: Storages) -> None:
         trip(breaker)

@@ -5,7 +5,6 @@ import collections
 import importlib
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import pytest
@@ -118,7 +117,7 @@ class TestResolving:
         assert type(adapter(a=providers.Factory(Replica), b=providers.Factory(Database)).resolve(Database)) is Database
 
     def test_two_subclasses_are_an_error_that_names_both(self) -> None:
-        both = adapter(
+        both: Any = adapter(
             memory=providers.Factory(MemoryRepository), sql=providers.Factory(SqlRepository, providers.Object(1))
         )
         with pytest.raises(UnresolvableDependency, match=r"memory \(MemoryRepository\), sql \(SqlRepository\)"):
@@ -181,11 +180,6 @@ def generate_database() -> Generator[Database, None, None]:
     yield Database("generated")
 
 
-@contextmanager
-def manage_database() -> Iterator[Database]:
-    yield Database("managed")
-
-
 async def await_database() -> Database:
     return Database("awaited")
 
@@ -221,7 +215,6 @@ class TestWhatAProviderIsFoundBy:
             (providers.Resource(make_database), "made"),
             (providers.Resource(yield_database), "yielded"),
             (providers.Resource(generate_database), "generated"),
-            (providers.Resource(manage_database), "managed"),
             (providers.Resource(DatabaseResource), "resource"),
             (providers.Dependency(Database, default=providers.Object(Database("fallback"))), "fallback"),
             (providers.Factory(f"{__name__}.Database", "by name"), "by name"),
@@ -348,7 +341,8 @@ class TestAttaching:
         assert container.resolve(Database) is other.gateways.database()
 
     def test_declarative_class_will_do(self) -> None:
-        assert type(DependencyInjectorCQRSContainer(Application).resolve(Repository)) is SqlRepository
+        container: Any = DependencyInjectorCQRSContainer(Application)
+        assert type(container.resolve(Repository)) is SqlRepository
 
     @pytest.mark.parametrize("stranger", [{}, Database, Database()])
     def test_anything_else_is_refused(self, stranger: Any) -> None:
@@ -372,7 +366,7 @@ class Store(cqrs.Request[str]):
     name: str
 
 
-class Stored(cqrs.DomainEvent):
+class Stored(cqrs.DomainEvent, frozen=True):
     name: str
 
 

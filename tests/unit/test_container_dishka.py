@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Generic, TypeVar
 
 import pytest
-from dishka import AsyncContainer, FromComponent, Provider, Scope, from_context, make_async_container, make_container
+from dishka import FromComponent, Provider, Scope, make_async_container, make_container
 
 import cqrs_sync as cqrs
 from cqrs_sync.container.dishka import DishkaCQRSContainer
@@ -27,7 +27,7 @@ class Settings:
 class Session:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.closed_with: BaseException | None | str = "open"
+        self.closed_with: Any = "open"
 
 
 class Repository:
@@ -170,9 +170,9 @@ class TestInnerScope:
         assert session.closed_with is None
 
         error = ValueError("left")
-        with pytest.raises(ValueError, match="left"), container.open_scope() as scoped:
-            session = scoped.resolve(Session)
-            raise error
+        scope = container.open_scope()
+        session = scope.__enter__().resolve(Session)
+        assert not scope.__exit__(type(error), error, None)
         assert session.closed_with is error
 
     def test_scope_takes_objects_that_dishka_was_told_of(self) -> None:
@@ -193,6 +193,12 @@ class TestInnerScope:
             scoped = DishkaCQRSContainer.of(request)
             assert scoped.external_container is request
             assert scoped.resolve(Service).session is request.get(Session)
+
+    def test_container_of_the_outermost_scope_will_do(self) -> None:
+        outermost = Provider(scope=Scope.RUNTIME)
+        outermost.provide(Settings)
+        container = DishkaCQRSContainer(make_container(outermost, start_scope=Scope.RUNTIME))
+        assert container.is_shared(Settings)
 
     def test_scopes_may_be_nested(self, container: DishkaCQRSContainer) -> None:
         with container.open_scope() as request, request.open_scope() as action:
@@ -282,6 +288,31 @@ class TestSharing:
             assert scoped.resolve(Kept) is scoped.resolve(Kept)
             assert scoped.resolve(Kept).settings is plan.build().settings
 
+    @pytest.mark.parametrize(("scope", "shared"), [(Scope.APP, True), (Scope.REQUEST, False)])
+    def test_alias_is_as_shared_as_what_it_stands_for(self, scope: Scope, shared: bool) -> None:
+        class Base:
+            pass
+
+        class Derived(Base):
+            pass
+
+        aliased = Provider(scope=scope)
+        aliased.provide(Derived)
+        aliased.alias(source=Derived, provides=Base)
+        container = DishkaCQRSContainer(make_container(aliased))
+        assert container.is_shared(Base) is shared
+        with container.open_scope() as scoped:
+            assert scoped.resolve(Base) is scoped.resolve(Derived)
+            assert (scoped.plan(Base, {}).build() is scoped.plan(Base, {}).build()) is shared
+
+    def test_object_given_to_the_container_is_shared(self) -> None:
+        given = Provider(scope=Scope.APP)
+        given.from_context(provides=Kept)
+        kept = Kept(Settings())
+        container = DishkaCQRSContainer(make_container(given, context={Kept: kept}))
+        assert container.is_shared(Kept)
+        assert container.plan(Kept, {}).build() is kept
+
     def test_plan_of_what_dishka_finalizes_is_kept_for_the_scope(self) -> None:
         with self.container(yield_kept, scope=Scope.REQUEST).open_scope() as scoped:
             plan = scoped.plan(Kept, {})
@@ -304,7 +335,6 @@ class TestAttaching:
 
     @pytest.mark.parametrize("stranger", [{}, make_async_container(), Settings])
     def test_anything_else_is_refused(self, stranger: Any) -> None:
-        assert not isinstance(stranger, AsyncContainer) or stranger is not None
         with pytest.raises(ConfigurationError, match=r"use make_container\(\.\.\.\)"):
             DishkaCQRSContainer(stranger)
 
@@ -326,11 +356,11 @@ class Store(cqrs.Request[Session]):
     again: bool = False
 
 
-class Stored(cqrs.DomainEvent):
+class Stored(cqrs.DomainEvent, frozen=True):
     name: str
 
 
-class Told(cqrs.DomainEvent):
+class Told(cqrs.DomainEvent, frozen=True):
     name: str
 
 
@@ -376,6 +406,11 @@ class ToldHandler(cqrs.EventHandler[Told]):
         self.journal.entries.append((f"told {event.name}", None))
 
 
+def bind_events(events: cqrs.EventMap) -> None:
+    events.bind(Stored, StoredHandler)
+    events.bind(Told, ToldHandler)
+
+
 class TestInAMediator:
     @staticmethod
     def foreign(handler_scope: Scope | None = None) -> Any:
@@ -391,7 +426,7 @@ class TestInAMediator:
         return bootstrap(
             di_container=foreign,
             commands_mapper=lambda m: m.bind(Store, StoreHandler),
-            domain_events_mapper=lambda m: (m.bind(Stored, StoredHandler), m.bind(Told, ToldHandler)),
+            domain_events_mapper=bind_events,
             scope_strategy=strategy,
         )
 

@@ -3,11 +3,10 @@
 import dataclasses
 import logging
 import uuid
-from typing import Any
+from typing import Any, Self
 
 import pydantic
 import pytest
-from typing_extensions import Self
 
 from cqrs_sync.deserializers import (
     DeserializeJsonError,
@@ -56,7 +55,7 @@ class TestJson:
         ],
     )
     def test_payload_is_built_by_the_models_parameter(self, model: Any, payload: Any) -> None:
-        event = JsonDeserializer(model)(EVENT)
+        event: Any = JsonDeserializer(model)(EVENT)
         assert event.payload == payload
 
     def test_from_dict_of_the_users_own_is_used_under_a_parameter_too(self) -> None:

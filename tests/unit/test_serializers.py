@@ -8,11 +8,10 @@ import json
 import math
 import uuid
 import zoneinfo
-from typing import Any
+from typing import Any, Self
 
 import pydantic
 import pytest
-from typing_extensions import Self
 
 from cqrs_sync.events.event import DCNotificationEvent, DomainEvent, NotificationEvent
 from cqrs_sync.serializers import (
@@ -182,7 +181,9 @@ class TestWhatJsonRefuses:
     )
     def test_error_names_the_event_and_the_field(self, payload: Any, field: str) -> None:
         with pytest.raises(EventNotSerializable) as caught:
-            JsonEventSerializer().serialize(Loose.model_construct(**Loose(payload=None).to_dict() | {"payload": payload}))
+            JsonEventSerializer().serialize(
+                Loose.model_construct(**Loose(payload=None).to_dict() | {"payload": payload})
+            )
         assert caught.value.event_type is Loose
         assert caught.value.field == field
         assert str(caught.value).startswith(f"Loose field {field!r} cannot be serialized")
@@ -198,6 +199,16 @@ class TestWhatJsonRefuses:
         with pytest.raises(EventNotSerializable) as caught:
             JsonEventSerializer().serialize(DCNotificationEvent("n", [payload]))
         assert caught.value.field == "payload[0].price"
+
+    def test_dictionary_of_the_users_own_is_searched_too(self) -> None:
+        class Own(Loose, frozen=True):
+            def to_dict(self) -> dict[str, Any]:
+                return {"payload": self.payload}
+
+        event = Own.model_construct(payload=Address("Oslo", object()))  # type: ignore[arg-type]
+        with pytest.raises(EventNotSerializable) as caught:
+            JsonEventSerializer().serialize(event)
+        assert caught.value.field == "payload.since"
 
     def test_value_that_contains_itself_is_refused(self) -> None:
         class Knotted(Loose, frozen=True):
