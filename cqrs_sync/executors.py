@@ -188,13 +188,13 @@ class InPool:
 
     def _invite(self, work: _Work, wanted: int) -> int:
         """Ask pool threads to take part; returns how many were asked, 0 when the interpreter is shutting down."""
-        invited = min(wanted, self._size)
+        invited = work.admit(wanted, self._size)
         try:
             for _ in range(invited):
                 self._threads().submit(self._help, self._places, work)
         except RuntimeError:  # "cannot schedule new futures": the caller does it all
             return 0
-        return max(invited, 0)
+        return invited
 
     def _threads(self) -> ThreadPoolExecutor:
         if self._executor is None:
@@ -204,7 +204,7 @@ class InPool:
         return self._executor
 
     def _help(self, places: threading.Semaphore, work: _Work) -> None:
-        if work.queue:  # else the others were faster
+        while not work.leave():  # at once where the others were faster
             with places, _place.taken():
                 self._take_part(work, self._worker_context)
 
@@ -222,6 +222,7 @@ class _Work:
         self.failure: BaseException | None = None
         self._context = contextvars.copy_context()
         self._running = 0
+        self._helpers = 0
         self._changed = threading.Condition(threading.Lock())  # guards all of these
 
     def run(self, job: Job, around: WorkerContext | None) -> list[Job]:
@@ -231,6 +232,21 @@ class _Work:
             return list(context.run(job))
         with around():
             return list(context.run(job))
+
+    def admit(self, wanted: int, most: int) -> int:
+        """Count further helpers and return how many may come, so that those invited never outnumber the places."""
+        with self._changed:
+            admitted = max(min(wanted, most - self._helpers), 0)
+            self._helpers += admitted
+            return admitted
+
+    def leave(self) -> bool:
+        """Count a helper out, unless something is queued."""
+        with self._changed:
+            if self.queue:
+                return False
+            self._helpers -= 1
+            return True
 
     def next(self) -> Job | None:
         with self._changed:

@@ -43,7 +43,6 @@ class HandlerFactory:
         container = scoping.container
         self._scoping = scoping
         self._handler_type = handler_type
-        self._last: Any = None
         self._shared = isinstance(container, SupportsPlans) and container.is_shared(handler_type)
         if self._shared and self._has_state:
             raise self._error()
@@ -57,8 +56,9 @@ class HandlerFactory:
     def build_in_scope(self) -> Any:
         """Build a handler from the container scope that is open here, if it counts for this container."""
         scoped = scope_of(self._scoping.container)
-        plan = self.plan if scoped is None else plan_in(scoped, self._handler_type, self._scoping.services)
-        return plan.build()
+        if scoped is None:
+            return self.plan.build()
+        return self._distinct(plan_in(scoped, self._handler_type, self._scoping.services).build())
 
     def stage(self, stage: Stage) -> Stage:
         """Return ``stage``, or for a shared handler what refuses its events."""
@@ -71,11 +71,16 @@ class HandlerFactory:
         return own_events or issubclass(self._handler_type, CORRequestHandler)
 
     def _build_distinct(self) -> Any:
-        """Resolve from a container of unknown kind; refuse a handler with state that it hands out a second time."""
-        handler: Any = self._scoping.container.resolve(self._handler_type)
-        if handler is self._last and self._has_state:
+        """Resolve from a container of unknown kind."""
+        return self._distinct(self._scoping.container.resolve(self._handler_type))
+
+    def _distinct(self, handler: Any) -> Any:
+        """Refuse a handler with state that is handed out a second time, where nobody could be asked beforehand."""
+        first = object()
+        # Marks the object itself: it may come back by turns, or to another thread.
+        used = getattr(handler, "__dict__", {}).setdefault("_cqrs_sync_used", first) is not first
+        if used and (self._has_state or handler.events):
             raise self._error()
-        self._last = handler
         return handler
 
     def _refuse(self, events: Events) -> Events:

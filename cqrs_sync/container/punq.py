@@ -133,11 +133,11 @@ class _Compilation:
     """One walk over the registrations; its state is what punq keeps for one resolve."""
 
     def __init__(
-        self, container: punq.Container, services: Services, path: tuple[Any, ...] = (), singleton: Any = None
+        self, container: punq.Container, services: Services, path: tuple[tuple[Any, Any], ...] = (), singleton: Any = None
     ) -> None:
         self._container = container
         self._services = services
-        self._path = path
+        self._path = path  # the (service, registration) pairs that are being built, outermost first
         self._singleton = singleton
         self._remaining: dict[Any, list[Any]] = {}
         self._built: dict[Any, _Part] = {}
@@ -175,12 +175,13 @@ class _Compilation:
         if typing.get_origin(service) is list:
             return self._all(typing.get_args(service)[0])
         registration = self._next(service)
-        if registration is not None:
+        if registration is not None and all(registration is not open_one for _, open_one in self._path):
             return self._registered(registration)
         if parameter.default is not EMPTY:
             return _Leaf(constant(parameter.default))
-        if service in self._path:
-            circle = " -> ".join(type_name(step) for step in (*self._path[self._path.index(service) :], service))
+        steps = [step for step, _ in self._path]
+        if service in steps:
+            circle = " -> ".join(type_name(step) for step in (*steps[steps.index(service) :], service))
             raise UnresolvableDependency(owner, parameter.name, service, f"depends on itself: {circle}")
         if self._container._auto_register and isinstance(service, type):
             return self._unregistered(service)
@@ -219,16 +220,23 @@ class _Compilation:
 
     def _unregistered(self, cls: type) -> _Build:
         hints = annotations_of(cls, self._services, self._container.registrations._localns)
-        return self._assemble(cls, cls, hints, {})
+        return self._assemble(cls, cls, None, hints, {})
 
     def _build(self, registration: Any) -> _Build:
-        return self._assemble(registration.builder, registration.service, registration.needs, registration.args)
+        service, builder = registration.service, registration.builder
+        return self._assemble(builder, service, registration, registration.needs, registration.args)
 
     def _assemble(
-        self, builder: Callable[..., Any], owner: Any, needs: dict[str, Any], given: dict[str, Any]
+        self,
+        builder: Callable[..., Any],
+        service: Any,
+        registration: Any,
+        needs: dict[str, Any],
+        given: dict[str, Any],
     ) -> _Build:
         build = _Build(builder)
-        outer, self._path = self._path, (*self._path, owner)
+        outer, self._path = self._path, (*self._path, (service, registration))
+        owner = builder if isinstance(builder, type) else service
         build.positional, build.keywords = arrange(builder, lambda p: self._argument(p, owner, needs, given))
         named = {parameter.name for parameter in parameters_of(builder)}
         build.keywords |= {name: _Leaf(constant(value)) for name, value in given.items() if name not in named}

@@ -81,18 +81,18 @@ class INotificationEvent(IEvent, Generic[PayloadT]):
         """Build the event from a protobuf message; override it to use the protobuf serializer."""
         raise NotImplementedError(f"{cls.__name__}.from_proto() must be overridden to read it from protobuf")
 
-    def __hash__(self) -> int:
-        return hash(self.event_id)
 
-
-class PydanticEvent(PydanticMessage, pydantic.BaseModel, IEvent, frozen=True):
+class PydanticEvent(PydanticMessage, pydantic.BaseModel, IEvent):
     """An event as an immutable pydantic model; the default, also called ``Event``.
 
     An event that derives from this class alone needs a handler: where none is bound, emitting it is an error.
     """
 
+    # Not frozen=True in the class line: type checkers would ask for it in every derived event.
+    model_config = pydantic.ConfigDict(frozen=True)
 
-class PydanticDomainEvent(PydanticEvent, IDomainEvent, frozen=True):
+
+class PydanticDomainEvent(PydanticEvent, IDomainEvent):
     """A domain event as an immutable pydantic model; the default, also called ``DomainEvent``.
 
     >>> class OrderPlaced(PydanticDomainEvent):
@@ -102,7 +102,7 @@ class PydanticDomainEvent(PydanticEvent, IDomainEvent, frozen=True):
     """
 
 
-class PydanticNotificationEvent(PydanticEvent, INotificationEvent[PayloadT], Generic[PayloadT], frozen=True):
+class PydanticNotificationEvent(PydanticEvent, INotificationEvent[PayloadT], Generic[PayloadT]):
     """A notification event as an immutable pydantic model; the default, also called ``NotificationEvent``.
 
     >>> event = PydanticNotificationEvent[dict[str, int]](event_name="user_joined", payload={"user": 1})
@@ -121,7 +121,8 @@ class PydanticNotificationEvent(PydanticEvent, INotificationEvent[PayloadT], Gen
     headers: Mapping[str, str] = pydantic.Field(default_factory=dict)
 
     # pydantic would hash all fields, and a payload need not be hashable.
-    __hash__ = INotificationEvent.__hash__
+    def __hash__(self) -> int:
+        return hash(self.event_id)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,8 @@ class DCNotificationEvent(DCEvent, INotificationEvent[PayloadT], Generic[Payload
     partition_key: str | None = None
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    __hash__ = INotificationEvent.__hash__
+    def __hash__(self) -> int:
+        return hash(self.event_id)
 
 
 Event = PydanticEvent

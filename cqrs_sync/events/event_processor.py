@@ -171,12 +171,13 @@ def _executor(handlers: int, enable: bool | None, worker_context: WorkerContext 
 class _Batch:
     """What the events of one send have in common while they are worked through."""
 
-    __slots__ = ("_deferred", "_follow_ups", "_processor", "errors", "isolates")
+    __slots__ = ("_cut", "_deferred", "_follow_ups", "_processor", "errors", "isolates")
 
     def __init__(self, processor: EventProcessor, shared: list[Any] | None) -> None:
         self._processor = processor
         self._deferred = shared
         self._follow_ups = 0
+        self._cut = False
         self.isolates = processor.isolates and shared is None
         self.errors: list[Exception] = []
 
@@ -204,15 +205,18 @@ class _Batch:
         """The jobs for a handler's own events.
 
         Raises:
-            FollowUpLoop: they are too deep or too many.
+            FollowUpLoop: they are too deep or too many; once, then the others are dropped.
         """
         trail = Trail(type(event), 1 if before is None else before.depth + 1, before)
         self._follow_ups += len(events)  # a count lost between threads does no harm
-        if trail.depth > self._processor.max_event_depth:
-            raise FollowUpLoop([*trail.path(), type(events[0])], f"depth {self._processor.max_event_depth}")
-        if self._follow_ups > MAX_FOLLOW_UPS:
-            raise FollowUpLoop([*trail.path(), type(events[0])], f"{MAX_FOLLOW_UPS} events")
-        return self.jobs(events, self._processor.emitter.targets, trail)
+        deepest = self._processor.max_event_depth
+        if trail.depth <= deepest and self._follow_ups <= MAX_FOLLOW_UPS:
+            return self.jobs(events, self._processor.emitter.targets, trail)
+        if self._cut:
+            return []
+        self._cut = True
+        limit = f"depth {deepest}" if trail.depth > deepest else f"{MAX_FOLLOW_UPS} events"
+        raise FollowUpLoop([*trail.path(), type(events[0])], limit)
 
     def failed(self, target: Target, event: IEvent, error: Exception) -> None:
         """Keep an error and, where errors are isolated, log it now."""
