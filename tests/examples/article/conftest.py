@@ -1,0 +1,3 @@
+"""The snippets are run by ../test_article.py; collecting them for doctests would run them too."""
+
+collect_ignore_glob = ["*.py"]

@@ -1,0 +1,222 @@
+"""The article that the library mirrors: its snippets run in their sync form, kept as files beside this one."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pathlib
+import sys
+import threading
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import punq
+import pytest
+
+import cqrs_sync as cqrs
+from cqrs_sync.errors import NotInstalled, RequestHandlerDoesNotExist
+from cqrs_sync.requests import bootstrap
+
+ARTICLE = pathlib.Path(__file__).parent / "article"
+
+COMES_LATER = {
+    "outboxed_event_map": "cqrs_sync.outbox",
+    "outbox_publisher": "cqrs_sync.adapters.kafka",
+    "saga": "cqrs_sync.saga",
+    "emit_to_kafka": "cqrs_sync.adapters.kafka",
+}
+"""Snippets that need what a later release brings, each with what it says is missing."""
+
+RUN = {"chain", "command", "consume", "domain_events", "query", "streaming"}
+"""Snippets that run."""
+
+
+Run = Callable[..., ModuleType]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """What runs a snippet as a module, with the names that the article leaves to the reader."""
+
+    def run_snippet(name: str, **given: Any) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"article_{name}", ARTICLE / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        vars(module).update(given)
+        monkeypatch.setitem(sys.modules, spec.name, module)  # where pydantic looks for the classes of generic models
+        spec.loader.exec_module(module)
+        return module
+
+    return run_snippet
+
+
+def handled_by(handler: type, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Note what a snippet's event handler is given, which itself does nothing with it."""
+    seen: list[Any] = []
+    original: Callable[[Any, Any], Any] = handler.handle  # type: ignore[attr-defined]
+
+    def handle(self: Any, event: Any) -> Any:
+        seen.append(event)
+        return original(self, event)
+
+    monkeypatch.setattr(handler, "handle", handle)
+    return seen
+
+
+def test_every_snippet_is_tested() -> None:
+    """A snippet that no test runs would prove nothing."""
+    snippets = {path.stem for path in ARTICLE.glob("*.py")} - {"conftest"}
+    assert snippets == RUN | set(COMES_LATER)
+
+
+def test_command_is_answered_by_a_handler_that_was_never_registered(run: Run) -> None:
+    """See it in code: one command, one handler, ``mediator.send``."""
+    module = run("command")
+    assert isinstance(module.result, module.CreateUserResponse)
+    assert module.result.to_dict() == {"user_id": "user_user@example.com"}
+
+
+def test_query_is_answered_with_a_read_model(run: Run) -> None:
+    """Query: the same mediator and the same ``send``."""
+    module = run("query")
+    assert isinstance(module.user, module.UserDto)
+    assert module.user.to_dict() == {"user_id": "u1", "name": "Ada"}
+    with pytest.raises(RequestHandlerDoesNotExist):
+        module.mediator.send(cqrs.Request())
+
+
+def test_domain_events_reach_their_handler_before_the_response(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Domain events: handled in the same turn, with up to 4 handlers at once."""
+    module = run("domain_events")
+    seen = handled_by(module.OnOrderLineAdded, monkeypatch)
+    with module.mediator as mediator:
+        for order_id in ("o1", "o2"):
+            assert mediator.send(module.CreateOrder(order_id=order_id)) == module.OrderCreated()
+            assert seen.pop() == module.OrderLineAdded(order_id=order_id, sku="sku-1")
+    assert seen == []
+
+
+def test_domain_event_handlers_of_the_article_run_four_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number alone caps parallel domain handlers: 4 sends of one event each meet in their handlers."""
+    module = run("domain_events")
+    meet = threading.Barrier(4)
+    monkeypatch.setattr(module.OnOrderLineAdded, "handle", lambda self, event: meet.wait(10))
+    with module.mediator as mediator:
+        senders = [
+            threading.Thread(target=mediator.send, args=(module.CreateOrder(order_id=str(number)),))
+            for number in range(4)
+        ]
+        for sender in senders:
+            sender.start()
+        for sender in senders:
+            sender.join(30)
+    assert not meet.broken
+
+
+def test_stream_yields_a_chunk_for_each_file_behind_its_event(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Streaming: the handler has no ``clear_events`` of its own, and each event is handled once, before its chunk."""
+    naps: list[float] = []
+    monkeypatch.setattr("time.sleep", naps.append)
+    module = run("streaming")
+    seen = handled_by(module.OnFileDone, monkeypatch)
+    with module.mediator as mediator:
+        stream = mediator.stream(module.ProcessFilesCommand(file_ids=["a", "b"]))
+        for file_id in ("a", "b"):
+            assert next(stream) == module.FileResult(file_id=file_id, status="ok")
+            assert seen.pop() == module.FileDone(file_id=file_id)
+            assert seen == []
+        assert list(stream) == []
+        module.run_stream()
+    assert capsys.readouterr().out == "1 ok\n2 ok\n3 ok\n"
+    assert [event.file_id for event in seen] == ["1", "2", "3"]
+    assert naps == [0.01] * 5
+
+
+def test_stream_that_is_left_early_handles_no_further_file(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streaming: closing the generator ends the handler."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    module = run("streaming")
+    seen = handled_by(module.OnFileDone, monkeypatch)
+    with module.mediator as mediator:
+        stream = mediator.stream(module.ProcessFilesCommand(file_ids=["a", "b"]))
+        next(stream)
+        stream.close()
+    assert [event.file_id for event in seen] == ["a"]
+
+
+@pytest.mark.parametrize(("method", "ok", "msg"), [("card", True, "card"), ("cash", False, "unsupported: cash")])
+def test_first_handler_of_the_chain_that_matches_answers(run: Run, method: str, ok: bool, msg: str) -> None:
+    """Chain of responsibility: the ordered chain is bound as a list."""
+    module = run("chain")
+    mediator = bootstrap.bootstrap(
+        di_container=punq.Container(),
+        commands_mapper=lambda m: m.bind(module.PayCmd, [module.CardHandler, module.DefaultPay]),
+    )
+    answer = mediator.send(module.PayCmd(amount=1.5, method=method, user_id="u1"))
+    assert answer == module.PayResult(ok=ok, msg=msg)
+
+
+def test_notification_event_from_outside_reaches_its_handler(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EventMediator: what a consumer hands over is handled, payload and all."""
+    module = run("consume")
+    seen = handled_by(module.OnUserCreated, monkeypatch)
+    body = cqrs.NotificationEvent[module.UserCreatedPayload](
+        event_name="user_created", payload=module.UserCreatedPayload(user_id="u1")
+    )
+    received = type(body).from_dict(**body.to_dict())
+    mediator = module.mediator_factory()
+    assert mediator is module.mediator_factory()
+    module.on_message(received, mediator)
+    assert seen == [body]
+    assert seen[0].payload == module.UserCreatedPayload(user_id="u1")
+
+
+@pytest.mark.parametrize(("name", "feature"), COMES_LATER.items())
+def test_snippet_of_a_later_release_says_what_is_missing(run: Run, name: str, feature: str) -> None:
+    """Its import, or the first use of the name, ends in an error of the library's own, and again when repeated."""
+    for _ in range(2):
+        with pytest.raises(NotInstalled) as caught:
+            run(name)
+        assert caught.value.feature == feature
+        assert str(caught.value).startswith(f"{feature} is not installed: ")
+        assert "later release" in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("name", "feature"),
+    [
+        ("EventProducer", "cqrs_sync.producer"),
+        ("OutboxedEventMap", "cqrs_sync.outbox"),
+        ("OutboxedEventRepository", "cqrs_sync.outbox"),
+        ("SagaMap", "cqrs_sync.saga"),
+        ("SagaMediator", "cqrs_sync.saga"),
+    ],
+)
+def test_name_of_a_later_release_says_what_is_missing(name: str, feature: str) -> None:
+    """``cqrs.SagaMap`` is no AttributeError: the name is known, and what it needs is named."""
+    with pytest.raises(NotInstalled) as caught:
+        getattr(cqrs, name)
+    assert caught.value.feature == feature
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "cqrs_sync.adapters.kafka",
+        "cqrs_sync.message_brokers.kafka",
+        "cqrs_sync.outbox.repository",
+        "cqrs_sync.producer",
+        "cqrs_sync.saga.bootstrap",
+        "cqrs_sync.saga.storage.memory",
+    ],
+)
+def test_module_of_a_later_release_says_what_is_missing(module: str) -> None:
+    """Importing it ends in the library's own error, never in a ModuleNotFoundError from inside."""
+    with pytest.raises(NotInstalled) as caught:
+        importlib.import_module(module)
+    assert module.startswith(caught.value.feature)

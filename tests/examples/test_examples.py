@@ -1,0 +1,62 @@
+"""Every example runs as a user runs it, without a warning, and says what it is there to show."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+ESSENTIALS = {
+    "hello": ["created user_ada@example.com"],
+    "domain_events": [": mail about o-1", ": packing o-1", "cqrs-events_", "MainThread: done"],
+    "streaming": ["1 of 2: a.txt", "2 of 2: b.txt", "scanner closed", "only the first: c.txt\nscanner closed"],
+    "chain": ["approved by the team lead", "approved by the manager", "80000 € is refused", "sequenceDiagram"],
+    "unit_of_work": ["Brian was not added: the mail server is down", "users: Ada\n"],
+    "middleware": ["attempt 1 failed", "attempt 2 failed", "the rate is 1.08"],
+    "flask_app": ["200 {'text': 'hello Ada'}"],
+    "shop": ["320 of 320: ", "credit limit exceeded", "every line was answered: yes", "agrees with the orders: yes"],
+}
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-W", "error", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, encoding="utf-8", timeout=120)
+
+
+def test_every_example_has_its_essentials() -> None:
+    """An example that is added is tested too."""
+    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")} - {"__init__"}
+    packages = {path.parent.name for path in (ROOT / "examples").glob("*/__main__.py")}
+    assert scripts | packages == set(ESSENTIALS)
+
+
+@pytest.mark.parametrize("name", ESSENTIALS)
+def test_example_shows_what_it_promises(name: str) -> None:
+    """It ends well, warns of nothing and prints its essential lines."""
+    if name == "flask_app" and importlib.util.find_spec("flask") is None:
+        pytest.skip("Flask is not installed")
+    arguments = ("-m", f"examples.{name}") if (ROOT / "examples" / name).is_dir() else (f"examples/{name}.py",)
+    ended = run(*arguments)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    for essential in ESSENTIALS[name]:
+        assert essential in ended.stdout
+
+
+def test_flask_example_says_what_it_lacks(tmp_path: Path) -> None:
+    """Without Flask it ends with one line and no traceback."""
+    (tmp_path / "flask.py").write_text("raise ImportError('no Flask here')", encoding="utf-8")
+    code = f"import sys, runpy; sys.path.insert(0, {str(tmp_path)!r}); runpy.run_path('examples/flask_app.py')"
+    ended = run("-c", code)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "skipped: this example needs Flask, pip install flask\n"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_example_is_short_enough_to_copy(path: Path) -> None:
+    """A page at most."""
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 60
