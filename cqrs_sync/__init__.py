@@ -5,6 +5,7 @@ names. Importing has no side effect: no thread, no file, no log level, and no op
 """
 
 import logging as _logging
+from typing import TYPE_CHECKING
 
 from cqrs_sync.circuit_breaker import ICircuitBreaker
 from cqrs_sync.compressors import Compressor, ZlibCompressor
@@ -59,28 +60,22 @@ from cqrs_sync.serializers import EventCodec, EventSerializer, JsonEventSerializ
 
 _logging.getLogger("cqrs_sync").addHandler(_logging.NullHandler())
 
-# Names whose modules need an optional dependency, or come with a later release and say so.
-__getattr__ = _lazy_names(
-    __name__,
-    {
-        "ContextT": "cqrs_sync.saga",
-        "EventProducer": "cqrs_sync.producer",
-        "EventStatus": "cqrs_sync.outbox",
-        "OutboxedEvent": "cqrs_sync.outbox",
-        "OutboxedEventMap": "cqrs_sync.outbox",
-        "OutboxedEventRepository": "cqrs_sync.outbox",
-        "Resp": "cqrs_sync.saga",
-        "Saga": "cqrs_sync.saga",
-        "SagaMap": "cqrs_sync.saga",
-        "SagaMediator": "cqrs_sync.saga",
-        "SagaMermaid": "cqrs_sync.saga",
-        "SagaStepHandler": "cqrs_sync.saga",
-        "SagaStepResult": "cqrs_sync.saga",
-        "SqlAlchemyOutboxedEventRepository": "cqrs_sync.outbox",
-        "SqlAlchemyUnitOfWork": "cqrs_sync.unit_of_work.sqlalchemy",
-        "rebind_outbox_model": "cqrs_sync.outbox",
-    },
-)
+if TYPE_CHECKING:
+    from cqrs_sync.unit_of_work.sqlalchemy import SqlAlchemyUnitOfWork as SqlAlchemyUnitOfWork
+else:
+    # SQLAlchemy is loaded when it is used; the other names come with a later release, and say so.
+    __getattr__, __dir__ = _lazy_names(
+        __name__,
+        {
+            "SqlAlchemyUnitOfWork": "cqrs_sync.unit_of_work.sqlalchemy",
+            **dict.fromkeys(("ContextT", "Resp", "Saga", "SagaMap", "SagaMediator"), "cqrs_sync.saga"),
+            **dict.fromkeys(("SagaMermaid", "SagaStepHandler", "SagaStepResult"), "cqrs_sync.saga"),
+            **dict.fromkeys(("EventStatus", "OutboxedEvent", "OutboxedEventMap"), "cqrs_sync.outbox"),
+            **dict.fromkeys(("OutboxedEventRepository", "rebind_outbox_model"), "cqrs_sync.outbox"),
+            "SqlAlchemyOutboxedEventRepository": "cqrs_sync.outbox",
+            "EventProducer": "cqrs_sync.producer",
+        },
+    )
 
 __all__ = (
     # mediators
@@ -126,7 +121,7 @@ __all__ = (
     "LoggingMiddleware",
     "Middleware",
     "MiddlewareChain",
-    # containers and scopes
+    # containers, scopes and units of work
     "Container",
     "DIContainer",
     "PunqContainer",

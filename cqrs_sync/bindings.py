@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from cqrs_sync.errors import DuplicateHandler, HandlerTypeError, type_name
 from cqrs_sync.generics import concrete_argument
@@ -25,10 +25,12 @@ class Bindings(dict[_K, _V]):
     def __delitem__(self, key: _K) -> NoReturn:
         raise TypeError(f"{type(self).__name__} has no delete method")
 
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
-        raise TypeError(f"{type(self).__name__} only takes bind()")
+    if not TYPE_CHECKING:  # the signatures of dict stay for type checkers
 
-    update = setdefault = pop = popitem = clear = __ior__ = _refuse
+        def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+            raise TypeError(f"{type(self).__name__} only takes bind()")
+
+        update = setdefault = pop = popitem = clear = __ior__ = _refuse
 
 
 def check_message_type(message_type: Any, root: type, error: type[HandlerTypeError]) -> None:
@@ -57,5 +59,3 @@ def check_handles(handler: type, kind: type, message_type: type, error: type[Han
             f"{type_name(handler)} handles {type_name(handled)} and cannot be bound to {type_name(message_type)}",
             handler,
         )
-
-

@@ -20,6 +20,7 @@ from cqrs_sync.unit_of_work.protocol import UnitOfWork
 EventsMapper = Callable[[EventMap], None]
 Startup = Iterable[Callable[[], None]]
 
+
 def start(di_container: Any, on_startup: Startup | None) -> Container:
     """Run the start-up functions, then wrap the container."""
     for function in on_startup or ():

@@ -210,7 +210,9 @@ class InPool:
 
     def __del__(self) -> None:
         if self._executor is not None:
-            warnings.warn(f"{self._name}: a pool of threads was never closed", ResourceWarning, source=self)
+            warnings.warn(
+                f"{self._name}: a pool of threads was never closed", ResourceWarning, stacklevel=2, source=self
+            )
             self._executor.shutdown(wait=False)
 
 

@@ -14,7 +14,7 @@ from cqrs_sync.container.plans import Plan
 from cqrs_sync.container.protocol import SupportsPlans
 from cqrs_sync.container.scope import ambient_scope, scope_of
 from cqrs_sync.errors import SharedHandlerError, type_name
-from cqrs_sync.events.emits_events import EmitsEvents
+from cqrs_sync.events.emits_events import EmitsEvents, lists_events
 from cqrs_sync.events.event import IEvent
 from cqrs_sync.events.fallback import EventHandlerFallback
 from cqrs_sync.middlewares.base import Chain
@@ -67,8 +67,7 @@ class HandlerFactory:
     @property
     def _has_state(self) -> bool:
         """Whether instances carry something from one call to the next: events, or a place in a chain."""
-        own_events = self._handler_type.events is not EmitsEvents.events
-        return own_events or issubclass(self._handler_type, CORRequestHandler)
+        return lists_events(self._handler_type) or issubclass(self._handler_type, CORRequestHandler)
 
     def _build_distinct(self) -> Any:
         """Resolve from a container of unknown kind."""
@@ -83,7 +82,7 @@ class HandlerFactory:
             raise self._error()
         return handler
 
-    def _refuse(self, events: Events) -> Events:
+    def _refuse(self, _: Events) -> Events:
         raise self._error()
 
     def _error(self) -> SharedHandlerError:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def lazy_names(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a module-level ``__getattr__`` (PEP 562) for ``package``.
+def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return a module-level ``__getattr__`` and ``__dir__`` (PEP 562) for ``package``.
 
     Args:
         package: the ``__name__`` of the package that offers the names.
-        modules: for each name the module in which it really lives; a name that is the module itself maps to it.
+        modules: for each name the module in which it really lives.
     """
 
-    def __getattr__(name: str) -> Any:
+    def load(name: str) -> Any:
         try:
             module_name = modules[name]
         except KeyError:
             raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
-        module = importlib.import_module(module_name)
-        return getattr(module, name)
+        return getattr(importlib.import_module(module_name), name)
 
-    return __getattr__
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *modules})
+
+    return load, names

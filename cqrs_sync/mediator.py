@@ -116,7 +116,7 @@ class RequestMediator(_Mediator):
     ) -> None:
         emitter = _emitter(event_emitter, event_map, container, scope_strategy, settings)
         super().__init__(
-            _processor(emitter, max_concurrent_event_handlers, concurrent_event_handle_enable, settings)
+            _processor(event_map, emitter, max_concurrent_event_handlers, concurrent_event_handle_enable, settings)
         )
         self._dispatcher = dispatcher_type(
             request_map=request_map,
@@ -190,7 +190,7 @@ class StreamingRequestMediator(_Mediator):
     ) -> None:
         emitter = _emitter(event_emitter, event_map, container, scope_strategy, settings)
         super().__init__(
-            _processor(emitter, max_concurrent_event_handlers, concurrent_event_handle_enable, settings)
+            _processor(event_map, emitter, max_concurrent_event_handlers, concurrent_event_handle_enable, settings)
         )
         self._dispatcher = dispatcher_type(
             request_map=request_map,
@@ -277,7 +277,7 @@ class EventMediator(_Mediator):
     ) -> None:
         emitter = _emitter(event_emitter, event_map, container, scope_strategy, settings)
         settings["event_errors"] = settings.get("event_errors") or "raise"
-        super().__init__(_processor(emitter, max_concurrent_event_handlers, None, settings))
+        super().__init__(_processor(event_map, emitter, max_concurrent_event_handlers, None, settings))
         self._dispatcher = dispatcher_type(
             event_map=event_map,
             container=container,
@@ -332,8 +332,6 @@ def _emitter(
             scope_strategy=scope_strategy,
             unit_of_work=unit_of_work,
         )
-    if event_map and event_map is not emitter.event_map:
-        raise ConfigurationError("event_map differs from that of the event_emitter, which is the one that is used")
     if (emitter.scoping.strategy, emitter.scoping.unit_of_work) != (scope_strategy, unit_of_work):
         raise ConfigurationError(
             "the event_emitter and the mediator must have the same scope_strategy and unit_of_work: "
@@ -343,6 +341,8 @@ def _emitter(
     return emitter
 
 
-def _processor(emitter: EventEmitter, handlers: int, enable: bool | None, settings: EventSettings) -> EventProcessor:
+def _processor(
+    event_map: EventMap | None, emitter: EventEmitter, handlers: int, enable: bool | None, settings: EventSettings
+) -> EventProcessor:
     own = {name: value for name, value in settings.items() if name != "unit_of_work"}
-    return EventProcessor(emitter.event_map, emitter, handlers, enable, **own)  # type: ignore[arg-type]
+    return EventProcessor(event_map, emitter, handlers, enable, **own)  # type: ignore[arg-type]

@@ -141,7 +141,6 @@ class Scoping:
         with self.open().entered() as scope:
             yield scope
 
-
     @contextmanager
     def _own_container_scope(self) -> Iterator[None]:
         """Open a scope of this container inside a send that was begun by a mediator with another one."""

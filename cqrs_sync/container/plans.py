@@ -72,7 +72,9 @@ def parameters_of(builder: Callable[..., Any]) -> list[inspect.Parameter]:
     return [parameter for parameter in parameters if parameter.kind not in variadic]
 
 
-def annotations_of(cls: type, services: Services = MappingProxyType({}), local_names: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def annotations_of(
+    cls: type, services: Services = MappingProxyType({}), local_names: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The resolved annotations of a class's constructor; services are found by name too, wherever they were defined.
 
     Raises:
@@ -80,13 +82,17 @@ def annotations_of(cls: type, services: Services = MappingProxyType({}), local_n
     """
     try:
         names = {service.__name__: service for service in services} | dict(local_names or {})
-        hints = typing.get_type_hints(getattr(cls, "__init__"), None, names)
+        hints = typing.get_type_hints(_initializer(cls), None, names)
     except NameError as error:
         raise UnresolvableDependency(
             cls, None, error.name, f"annotation {error.name!r} cannot be found; import it where the class is defined"
         ) from error
     hints.pop("return", None)
     return hints
+
+
+def _initializer(cls: Any) -> Any:
+    return cls.__init__
 
 
 def construct(builder: Callable[..., Any], positional: list[Provider], keywords: dict[str, Provider]) -> Provider:

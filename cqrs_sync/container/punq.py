@@ -119,7 +119,7 @@ class _All:
     def provider(self) -> Provider:
         providers = [part.provider() for part in self._parts]
 
-        def provide(memo: Memo) -> list[Any]:
+        def provide(_: Memo) -> list[Any]:
             own: Memo = {}
             return [element(own) for element in providers]
 
@@ -133,7 +133,11 @@ class _Compilation:
     """One walk over the registrations; its state is what punq keeps for one resolve."""
 
     def __init__(
-        self, container: punq.Container, services: Services, path: tuple[tuple[Any, Any], ...] = (), singleton: Any = None
+        self,
+        container: punq.Container,
+        services: Services,
+        path: tuple[tuple[Any, Any], ...] = (),
+        singleton: Any = None,
     ) -> None:
         self._container = container
         self._services = services
@@ -273,7 +277,7 @@ def _once_for_all(provide: Provider, singletons: dict[Any, Any], registration: A
     # One lock per dictionary: parent and child containers share both. Reentrant, as singletons need singletons.
     lock = singletons.setdefault(_LOCK, threading.RLock())
 
-    def single(memo: Memo) -> Any:
+    def single(_: Memo) -> Any:
         try:
             return singletons[key]
         except KeyError:
@@ -304,7 +308,9 @@ def _watch(container: punq.Container, adapter: PunqContainer) -> None:
         scope = scope.parent
 
 
-def _append_and_tell(append: Callable[[Any, Any], None], watchers: WeakSet[PunqContainer], key: Any, value: Any) -> None:
+def _append_and_tell(
+    append: Callable[[Any, Any], None], watchers: WeakSet[PunqContainer], key: Any, value: Any
+) -> None:
     append(key, value)
     for adapter in list(watchers):
         adapter.invalidate()

@@ -1,17 +1,23 @@
 """Finds the handler of a message and calls it."""
 
-from cqrs_sync.lazy import lazy_names
+from cqrs_sync.dispatcher.event import EventDispatcher
+from cqrs_sync.dispatcher.exceptions import (
+    RequestHandlerDoesNotExist,
+    RequestHandlerTypeError,
+    SagaConcurrencyError,
+    SagaDoesNotExist,
+)
+from cqrs_sync.dispatcher.models import RequestDispatchResult
+from cqrs_sync.dispatcher.request import RequestDispatcher
+from cqrs_sync.dispatcher.streaming import StreamingRequestDispatcher
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "EventDispatcher": "cqrs_sync.dispatcher.event",
-        "RequestDispatchResult": "cqrs_sync.dispatcher.models",
-        "RequestDispatcher": "cqrs_sync.dispatcher.request",
-        "RequestHandlerDoesNotExist": "cqrs_sync.dispatcher.exceptions",
-        "RequestHandlerTypeError": "cqrs_sync.dispatcher.exceptions",
-        "SagaConcurrencyError": "cqrs_sync.dispatcher.exceptions",
-        "SagaDoesNotExist": "cqrs_sync.dispatcher.exceptions",
-        "StreamingRequestDispatcher": "cqrs_sync.dispatcher.streaming",
-    },
+__all__ = (
+    "EventDispatcher",
+    "RequestDispatchResult",
+    "RequestDispatcher",
+    "RequestHandlerDoesNotExist",
+    "RequestHandlerTypeError",
+    "SagaConcurrencyError",
+    "SagaDoesNotExist",
+    "StreamingRequestDispatcher",
 )

@@ -25,7 +25,6 @@ from cqrs_sync.requests.request_handler import StreamingRequestHandler
 from cqrs_sync.scoping import Scoping
 from cqrs_sync.unit_of_work.protocol import UnitOfWork
 
-
 # What RequestDispatchResult(response, events) does, in a third of its time.
 _result = cast(Callable[[type[RequestDispatchResult], tuple[Any, Events, bool]], RequestDispatchResult], tuple.__new__)
 

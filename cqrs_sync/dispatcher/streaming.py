@@ -11,6 +11,7 @@ from cqrs_sync.circuit_breaker import should_use_fallback
 from cqrs_sync.container.scope import ScopeStrategy
 from cqrs_sync.dispatcher.models import RequestDispatchResult
 from cqrs_sync.errors import RequestHandlerDoesNotExist, RequestHandlerTypeError, type_name
+from cqrs_sync.events.emits_events import events_of
 from cqrs_sync.invocation import Events, HandlerFactory, Stage, log_fallback
 from cqrs_sync.middlewares.base import MiddlewareChain
 from cqrs_sync.requests.fallback import RequestHandlerFallback
@@ -108,8 +109,9 @@ class StreamingRequestDispatcher:
                     "a middleware around a stream must return an iterator",
                     type(handler),
                 )
-            if hasattr(pieces, "close"):
-                opened.callback(pieces.close)
+            close: Callable[[], None] | None = getattr(pieces, "close", None)
+            if close is not None:
+                opened.callback(close)
             taken = _Taken(handler, stage)
             for piece in pieces:
                 yield RequestDispatchResult(piece, taken.new_events())
@@ -151,7 +153,7 @@ class _Taken:
 
     def new_events(self) -> Events:
         """Take what was listed since the last piece, whether or not the handler forgets what was taken."""
-        listed = tuple(self._handler.events)
+        listed = tuple(events_of(self._handler))
         if not listed and not self._before:
             return ()
         known = 0
@@ -160,7 +162,7 @@ class _Taken:
                 break
             known += 1
         self._handler.clear_events()
-        self._before = tuple(self._handler.events)
+        self._before = tuple(events_of(self._handler))
         new = listed[known:]
         return self._stage(new) if new else ()
 
@@ -206,7 +208,7 @@ def _check_streams(handler: Any) -> None:
         raise RequestHandlerTypeError("a chain of responsibility cannot stream; bind it with bootstrap()", handler)
     if not issubclass(handler, StreamingRequestHandler):
         raise RequestHandlerTypeError(
-            f"{type_name(handler)} answers at once: derive it from StreamingRequestHandler, or bind it with bootstrap()",
+            f"{type_name(handler)} answers at once: derive it from StreamingRequestHandler or bind it with bootstrap()",
             handler,
         )
     if not inspect.isgeneratorfunction(handler.handle):

@@ -62,7 +62,7 @@ class EventProcessor:
     raised, so that it is rolled back; and so are events that have nowhere to go and loops of follow-ups.
 
     Args:
-        event_map: unused beside the emitter's own; kept for code that was wired by hand.
+        event_map: the emitter's own, or None; another one would never be used.
         event_emitter: takes each event where it goes.
         max_concurrent_event_handlers: how many handlers run at once, over all concurrent sends, callers that help
             included. 1 runs them in order in each caller's thread.
@@ -85,6 +85,8 @@ class EventProcessor:
     ) -> None:
         if event_emitter is None:
             raise ConfigurationError("EventProcessor needs an event_emitter: without one every event would be lost")
+        if event_map and event_map is not event_emitter.event_map:
+            raise ConfigurationError("event_map differs from that of the event_emitter, which is the one that is used")
         if event_errors not in (None, "isolate", "raise"):
             raise ConfigurationError(f"event_errors must be 'isolate' or 'raise', not {event_errors!r}")
         if max_event_depth < 1:

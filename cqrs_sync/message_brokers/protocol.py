@@ -83,7 +83,7 @@ class MessageBroker(abc.ABC):
 
     def close(self) -> None:
         """Give back connections. Calling it twice is harmless."""
-        return None
+        return  # a broker without connections has nothing to give back
 
     def __enter__(self) -> Self:
         return self

@@ -59,7 +59,9 @@ class MiddlewareChain:
 
     def _check_open(self) -> None:
         if self._compiled:
-            raise ConfigurationError("this MiddlewareChain serves a mediator already; add middlewares before building it")
+            raise ConfigurationError(
+                "this MiddlewareChain serves a mediator already; add middlewares before building it"
+            )
 
 
 def _compose(middlewares: list[Middleware]) -> Chain | None:

@@ -1,20 +1,27 @@
 """Requests, their handlers and the mediators that bring them together."""
 
-from cqrs_sync.lazy import lazy_names
+from typing import TYPE_CHECKING
 
-__getattr__ = lazy_names(
-    __name__,
-    {
-        "CORRequestHandler": "cqrs_sync.requests.cor_request_handler",
-        "CoRMermaid": "cqrs_sync.requests.mermaid",
-        "DCRequest": "cqrs_sync.requests.request",
-        "IRequest": "cqrs_sync.requests.request",
-        "PydanticRequest": "cqrs_sync.requests.request",
-        "Request": "cqrs_sync.requests.request",
-        "RequestHandler": "cqrs_sync.requests.request_handler",
-        "RequestHandlerFallback": "cqrs_sync.requests.fallback",
-        "RequestMap": "cqrs_sync.requests.map",
-        "SagaMap": "cqrs_sync.requests.map",
-        "StreamingRequestHandler": "cqrs_sync.requests.request_handler",
-    },
+from cqrs_sync.lazy import lazy_names as _lazy_names
+from cqrs_sync.requests.cor_request_handler import CORRequestHandler
+from cqrs_sync.requests.fallback import RequestHandlerFallback
+from cqrs_sync.requests.map import RequestMap
+from cqrs_sync.requests.mermaid import CoRMermaid
+from cqrs_sync.requests.request import DCRequest, IRequest, PydanticRequest, Request
+from cqrs_sync.requests.request_handler import RequestHandler, StreamingRequestHandler
+
+if not TYPE_CHECKING:  # a type checker should see that there is no such name yet
+    __getattr__, __dir__ = _lazy_names(__name__, {"SagaMap": "cqrs_sync.saga"})
+
+__all__ = (
+    "CORRequestHandler",
+    "CoRMermaid",
+    "DCRequest",
+    "IRequest",
+    "PydanticRequest",
+    "Request",
+    "RequestHandler",
+    "RequestHandlerFallback",
+    "RequestMap",
+    "StreamingRequestHandler",
 )

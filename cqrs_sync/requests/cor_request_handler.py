@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
+import itertools
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
-from cqrs_sync.events.emits_events import EmitsEvents
+from cqrs_sync.events.emits_events import EmitsEvents, events_of
 from cqrs_sync.events.event import IEvent
 from cqrs_sync.types import ReqT, ResT
 
@@ -41,7 +42,7 @@ class CORRequestHandler(EmitsEvents, abc.ABC, Generic[ReqT, ResT]):
         collected: list[IEvent] = []
         handler: CORRequestHandler[Any, Any] | None = self
         while handler is not None:
-            collected.extend(handler.events)
+            collected.extend(events_of(handler))
             handler = handler._next_handler if handler._passed_on else None
         return collected
 
@@ -52,6 +53,6 @@ class CORRequestHandler(EmitsEvents, abc.ABC, Generic[ReqT, ResT]):
 
 def build_chain(handlers: Sequence[_H]) -> _H:
     """Link handlers in the order of the list and return the first."""
-    for handler, following in zip(handlers, handlers[1:], strict=False):
+    for handler, following in itertools.pairwise(handlers):
         handler.set_next(following)
     return handlers[0]

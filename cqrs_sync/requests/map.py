@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cqrs_sync.bindings import Bindings, check_handles, check_message_type
 from cqrs_sync.errors import DuplicateHandler, RequestHandlerTypeError, type_name
@@ -98,4 +98,5 @@ def _names(handler_type: HandlerType) -> str:
     return ", ".join(type_name(handler) for handler, _ in _members(handler_type))
 
 
-__getattr__ = lazy_names(__name__, {"SagaMap": "cqrs_sync.saga"})
+if not TYPE_CHECKING:  # the async library has it here
+    __getattr__, __dir__ = lazy_names(__name__, {"SagaMap": "cqrs_sync.saga"})

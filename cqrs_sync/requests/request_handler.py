@@ -6,7 +6,7 @@ import abc
 from collections.abc import Iterator
 from typing import Generic
 
-from cqrs_sync.events.emits_events import EmitsEvents
+from cqrs_sync.events.emits_events import EmitsEvents, events_of
 from cqrs_sync.types import ReqT, ResT
 
 
@@ -61,6 +61,6 @@ class StreamingRequestHandler(EmitsEvents, abc.ABC, Generic[ReqT, ResT]):
         Empties ``events`` where that is a list. A handler that hands out copies need not override this: events that
         are still listed are not taken again.
         """
-        events = self.events
+        events = events_of(self)
         if isinstance(events, list):
             events.clear()

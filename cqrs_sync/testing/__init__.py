@@ -1,4 +1,4 @@
-"""Tests that your own implementations of the ports can run: derive a class, return one object, and pytest does the rest.
+"""Tests for your own implementations of the ports: derive a class and return one object; pytest does the rest.
 
 >>> from cqrs_sync.testing.message_broker import MessageBrokerContract
 >>> from cqrs_sync.message_brokers.memory import InMemoryMessageBroker

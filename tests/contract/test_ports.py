@@ -151,7 +151,12 @@ def test_send_messages_goes_on_after_a_rejection_and_stops_at_an_outage() -> Non
 def test_a_message_as_a_dictionary_leaves_out_what_is_absent() -> None:
     """Bytes travel as base64."""
     plain = Message("n", "t", {"a": 1})
-    assert plain.to_dict() == {"messageName": "n", "messageId": str(plain.message_id), "topic": "t", "payload": {"a": 1}}
+    assert plain.to_dict() == {
+        "messageName": "n",
+        "messageId": str(plain.message_id),
+        "topic": "t",
+        "payload": {"a": 1},
+    }
     full = Message("n", "t", {}, payload_bytes=b"{}", content_type="application/json", headers={"h": "1"}, key="k")
     assert full.to_dict().items() >= {
         ("payloadBytes", "e30="),

@@ -1,6 +1,6 @@
 """``self.events = [...]``, which the documentation shows, type-checks without an annotation."""
 
-# pyright: strict, enableTypeIgnoreComments=false, reportUnnecessaryTypeIgnoreComment=true
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations
 

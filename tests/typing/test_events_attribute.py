@@ -1,6 +1,6 @@
 """The ways to leave events behind that the documentation shows type-check."""
 
-# pyright: strict, enableTypeIgnoreComments=false, reportUnnecessaryTypeIgnoreComment=true
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_each_way_to_leave_events_is_handled() -> None:
             m.bind(Rename, handler)  # noqa: B023 (called at once)
 
         def events(m: cqrs.EventMap) -> None:
-            m.bind(Renamed, OnRenamed)  # noqa: B023 (called at once)
+            m.bind(Renamed, OnRenamed)
 
         mediator = bootstrap(punq.Container(), commands_mapper=requests, domain_events_mapper=events)
         assert mediator.send(Rename(name="Ada")) == "Ada"

@@ -1,6 +1,6 @@
 """Names at package level have their real types, and misspelled ones are errors."""
 
-# pyright: strict, enableTypeIgnoreComments=false, reportUnnecessaryTypeIgnoreComment=true
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ def test_names_of_packages_are_typed() -> None:
 def test_misspelled_name_is_an_error() -> None:
     """At run time and for type checkers: the package does not claim to have every name."""
     with pytest.raises(AttributeError):
-        cqrs.RequestMediatr  # type: ignore[attr-defined] # noqa: B018 # pyright: ignore
+        cqrs.RequestMediatr  # type: ignore[attr-defined] # noqa: B018
     with pytest.raises(AttributeError):
-        events.EventMapp  # type: ignore[attr-defined] # noqa: B018 # pyright: ignore
+        events.EventMapp  # type: ignore[attr-defined] # noqa: B018

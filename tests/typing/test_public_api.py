@@ -1,6 +1,6 @@
 """What ``send`` and ``stream`` return for type checkers, and which bindings they refuse."""
 
-# pyright: strict, enableTypeIgnoreComments=false, reportUnnecessaryTypeIgnoreComment=true
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_send_returns_what_the_request_names() -> None:
     assert_type(mediator.send(ListUsers()), list[User])
     assert_type(mediator.send(MaybeUser()), User | None)
     assert_type(mediator.send(Pay(method="cash")), str)
-    assert_type(mediator.send(DropUser()), None)  # type: ignore[func-returns-value]
+    assert_type(mediator.send(DropUser()), None)
 
 
 def test_request_that_names_no_result_is_answered_with_any() -> None:
@@ -215,9 +215,9 @@ def test_settings_are_known_by_name() -> None:
     """A misspelled setting is an error for type checkers, not a surprise at run time."""
     bootstrap(punq.Container(), event_errors="raise", max_event_depth=3)
     with pytest.raises(TypeError):
-        bootstrap(punq.Container(), event_error="raise")  # type: ignore[call-arg] # pyright: ignore[reportCallIssue]
+        bootstrap(punq.Container(), event_error="raise")  # type: ignore[call-arg]
     with pytest.raises(ValueError):
-        bootstrap(punq.Container(), event_errors="ignore")  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        bootstrap(punq.Container(), event_errors="ignore")  # type: ignore[arg-type]
 
 
 def test_messages_are_checked_like_their_models() -> None:
@@ -236,13 +236,13 @@ def test_binding_a_handler_of_another_request_is_refused() -> None:
     """By type checkers and at run time: alone, in a chain, as a stream."""
     m = cqrs.RequestMap()
     with pytest.raises(RequestHandlerTypeError):
-        m.bind(GetUser, PingHandler)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        m.bind(GetUser, PingHandler)  # type: ignore[misc]
     with pytest.raises(RequestHandlerTypeError):
-        m.bind(GetUser, [PayByCard])  # type: ignore[list-item] # pyright: ignore[reportArgumentType]
+        m.bind(GetUser, [PayByCard])  # type: ignore[misc]
     with pytest.raises(RequestHandlerTypeError):
-        m.bind(GetUser, GetPiecesHandler)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        m.bind(GetUser, GetPiecesHandler)  # type: ignore[misc]
     with pytest.raises(RequestHandlerTypeError):
-        m.bind(Pay, PayByCard)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        m.bind(Pay, PayByCard)  # type: ignore[arg-type]
     assert not m
 
 
@@ -250,9 +250,9 @@ def test_binding_a_handler_of_another_event_is_refused() -> None:
     """By type checkers and at run time; a handler of a base class may be bound to its subclasses."""
     m = cqrs.EventMap()
     with pytest.raises(EventHandlerTypeError):
-        m.bind(Left, OnJoined)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        m.bind(Left, OnJoined)  # type: ignore[misc]
     with pytest.raises(EventHandlerTypeError):
-        m.bind(Joined, PingHandler)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        m.bind(Joined, PingHandler)  # type: ignore[arg-type]
     assert not m
 
 
@@ -260,4 +260,4 @@ def test_sending_what_is_no_request_is_refused() -> None:
     """An event is not for ``RequestMediator.send``."""
     mediator = bootstrap(punq.Container())
     with pytest.raises(LookupError):
-        mediator.send(Joined(name="Ada"))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+        mediator.send(Joined(name="Ada"))  # type: ignore[arg-type]

@@ -322,7 +322,7 @@ def test_an_event_mediator_handles_raises_and_warns() -> None:
         def handle(self, event: Told) -> None:
             seen.append(event.payload)
             if event.payload < 2:
-                self.events = [Told(payload=event.payload + 1)]  # type: ignore[misc]
+                self.events = [Told(payload=event.payload + 1)]
 
     mediator = bootstrap_events(
         punq.Container(),

@@ -203,7 +203,7 @@ def test_a_failing_request_handler_emits_nothing() -> None:
 
     class Breaks(cqrs.RequestHandler[Do, str]):
         def handle(self, request: Do) -> str:
-            self.events = [Happened()]  # type: ignore[misc]
+            self.events = [Happened()]
             raise ZeroDivisionError
 
     import punq
@@ -299,7 +299,7 @@ def test_a_loop_of_follow_ups_is_cut_at_the_stated_depth(limit: int) -> None:
     class Loops(cqrs.EventHandler[Happened]):
         def handle(self, event: Happened) -> None:
             count.append(1)
-            self.events = [event]  # type: ignore[misc]
+            self.events = [event]
 
     with (
         mediator_for(Loops, max_concurrent_event_handlers=limit, max_event_depth=5) as mediator,
@@ -321,7 +321,7 @@ def test_a_loop_that_branches_is_cut_by_number(monkeypatch: pytest.MonkeyPatch) 
     class Doubles(cqrs.EventHandler[Happened]):
         def handle(self, event: Happened) -> None:
             count.append(1)
-            self.events = [event, event]  # type: ignore[misc]
+            self.events = [event, event]
 
     mediator = mediator_for(Doubles)
     with pytest.raises(EventHandlingError) as caught:

@@ -281,7 +281,7 @@ def test_a_shared_handler_without_state_is_welcome_until_it_emits() -> None:
     class Quiet(cqrs.RequestHandler[Do]):
         def handle(self, request: Do) -> str:
             if request.answer == "emit":
-                self.events = [Happened()]  # type: ignore[misc]
+                self.events = [Happened()]
             return str(id(self))
 
     container = punq.Container()

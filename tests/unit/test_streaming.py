@@ -136,7 +136,7 @@ def test_events_of_a_handler_that_clears_by_itself_are_taken_once() -> None:
     class Fresh(cqrs.StreamingRequestHandler[Count, int]):
         def handle(self, request: Count) -> Iterator[int]:
             for number in range(request.to):
-                self.events = (Happened(number=number),)  # type: ignore[misc]
+                self.events = (Happened(number=number),)
                 yield number
 
     seen: list[int] = []

@@ -84,7 +84,7 @@ class Records(cqrs.EventHandler[Happened]):
 
     def handle(self, event: Happened) -> None:
         self._session.execute(rows.insert().values(name=f"event-{event.number}"))
-        self.events = event.then  # type: ignore[misc]
+        self.events = event.then
         if event.number == 13:
             raise ValueError("unlucky")
 
@@ -167,9 +167,7 @@ def test_a_failing_handler_leaves_no_row(engine: sa.Engine, uow: Counting, strat
 
 
 @STRATEGIES
-def test_an_event_with_nowhere_to_go_rolls_back(
-    engine: sa.Engine, uow: Counting, strategy: cqrs.ScopeStrategy
-) -> None:
+def test_an_event_with_nowhere_to_go_rolls_back(engine: sa.Engine, uow: Counting, strategy: cqrs.ScopeStrategy) -> None:
     """It is found before the commit."""
 
     class Lost(cqrs.Event):
@@ -221,9 +219,7 @@ def test_send_has_one_unit_of_work_with_its_events_inside(engine: sa.Engine, uow
     assert len(uow.sessions) == 1
 
 
-def test_a_failing_event_handler_inside_the_transaction_rolls_everything_back(
-    engine: sa.Engine, uow: Counting
-) -> None:
+def test_a_failing_event_handler_inside_the_transaction_rolls_everything_back(engine: sa.Engine, uow: Counting) -> None:
     """Errors are raised together there, whatever event_errors says; nothing is published."""
     broker = InMemoryMessageBroker()
     with pytest.raises(EventHandlingError) as caught:
