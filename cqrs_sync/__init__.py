@@ -66,14 +66,14 @@ else:
     # SQLAlchemy is loaded when it is used; the other names come with a later release, and say so.
     __getattr__, __dir__ = _lazy_names(
         __name__,
-        {
-            "SqlAlchemyUnitOfWork": "cqrs_sync.unit_of_work.sqlalchemy",
-            **dict.fromkeys(("ContextT", "Resp", "Saga", "SagaMap", "SagaMediator"), "cqrs_sync.saga"),
-            **dict.fromkeys(("SagaMermaid", "SagaStepHandler", "SagaStepResult"), "cqrs_sync.saga"),
+        {"SqlAlchemyUnitOfWork": "cqrs_sync.unit_of_work.sqlalchemy"},
+        later={
+            "EventProducer": "cqrs_sync.producer",
+            "SqlAlchemyOutboxedEventRepository": "cqrs_sync.outbox",
             **dict.fromkeys(("EventStatus", "OutboxedEvent", "OutboxedEventMap"), "cqrs_sync.outbox"),
             **dict.fromkeys(("OutboxedEventRepository", "rebind_outbox_model"), "cqrs_sync.outbox"),
-            "SqlAlchemyOutboxedEventRepository": "cqrs_sync.outbox",
-            "EventProducer": "cqrs_sync.producer",
+            **dict.fromkeys(("ContextT", "Resp", "Saga", "SagaMap", "SagaMediator"), "cqrs_sync.saga"),
+            **dict.fromkeys(("SagaMermaid", "SagaStepHandler", "SagaStepResult"), "cqrs_sync.saga"),
         },
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from cqrs_sync.errors import DuplicateHandler, HandlerTypeError, type_name
@@ -16,6 +17,11 @@ class Bindings(dict[_K, _V]):
 
     Not thread-safe: bind at start-up.
     """
+
+    def __init__(self, bindings: Mapping[_K, _V] | None = None) -> None:
+        super().__init__()
+        for key, value in (bindings or {}).items():
+            self[key] = value
 
     def __setitem__(self, key: _K, value: _V) -> None:
         if key in self:

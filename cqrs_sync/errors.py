@@ -17,13 +17,28 @@ if TYPE_CHECKING:
 
 def type_name(subject: object) -> str:
     """The short name of a class, generic alias or instance's class, for messages."""
-    if isinstance(subject, type):
-        return subject.__qualname__
-    return getattr(subject, "__qualname__", None) or str(subject)
+    is_alias = hasattr(subject, "__origin__")  # list[int] passes for a class and has its name
+    return str(subject) if is_alias else getattr(subject, "__qualname__", None) or str(subject)
 
 
 class CQRSError(Exception):
-    """The root: ``except CQRSError`` catches whatever the library itself reports."""
+    """The root: ``except CQRSError`` catches whatever the library itself reports.
+
+    All errors can be pickled, attributes included, so they cross processes (a task queue's workers, say).
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(error_type: type[CQRSError], args: tuple[Any, ...], attributes: dict[str, Any]) -> CQRSError:
+    """Make an error from its text and attributes, past constructors that compose the text themselves."""
+    error = error_type.__new__(error_type, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    if isinstance(error, NotInstalled):
+        error.name = error.feature  # an ImportError keeps it outside of its attributes
+    return error
 
 
 # --- who wires the application -------------------------------------------------------------------------------

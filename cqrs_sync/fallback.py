@@ -4,8 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from cqrs_sync.errors import HandlerTypeError, type_name
+from cqrs_sync.errors import ConfigurationError, HandlerTypeError, type_name
 from cqrs_sync.generics import concrete_argument
+
+
+def exception_classes(given: Any) -> tuple[type[Exception], ...]:
+    """Return exception classes as a tuple, whether given as one class, a list or a tuple.
+
+    Raises:
+        ConfigurationError: it holds something else, which would only be noticed when the primary fails.
+    """
+    classes = (given,) if isinstance(given, type) else tuple(given)
+    for each in classes:
+        if not (isinstance(each, type) and issubclass(each, Exception)):
+            raise ConfigurationError(f"failure_exceptions must be exception classes, and {type_name(each)} is none")
+    return classes
 
 
 def check_fallback(

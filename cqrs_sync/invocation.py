@@ -5,6 +5,7 @@ Everything is decided when an :data:`Invoke` is made, once per bound class; call
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ from cqrs_sync.circuit_breaker import should_use_fallback
 from cqrs_sync.container.plans import Plan
 from cqrs_sync.container.protocol import SupportsPlans
 from cqrs_sync.container.scope import ambient_scope, scope_of
-from cqrs_sync.errors import SharedHandlerError, type_name
+from cqrs_sync.errors import HandlerTypeError, SharedHandlerError, type_name
 from cqrs_sync.events.emits_events import EmitsEvents, lists_events
 from cqrs_sync.events.event import IEvent
 from cqrs_sync.events.fallback import EventHandlerFallback
@@ -46,8 +47,11 @@ class HandlerFactory:
         self._shared = isinstance(container, SupportsPlans) and container.is_shared(handler_type)
         if self._shared and self._has_state:
             raise self._error()
-        planned = isinstance(container, SupportsPlans)
-        self.plan = scoping.plan(handler_type) if planned else Plan(lambda: self._build_distinct)
+        if isinstance(container, SupportsPlans):
+            _refuse_abstract(container, handler_type)
+            self.plan = scoping.plan(handler_type)
+        else:
+            self.plan = Plan(lambda: self._build_distinct)
 
     def __call__(self) -> Any:
         """Build a handler."""
@@ -92,6 +96,12 @@ class HandlerFactory:
             "leak from one call into the next; register it as transient, or leave it unregistered",
             self._handler_type,
         )
+
+
+def _refuse_abstract(container: SupportsPlans, handler_type: type[Any]) -> None:
+    if inspect.isabstract(handler_type) and not container.knows(handler_type):
+        missing = ", ".join(sorted(handler_type.__abstractmethods__))
+        raise HandlerTypeError(f"{type_name(handler_type)} is abstract: implement {missing}", handler_type)
 
 
 def invoke_handler(scoping: Scoping, handler_type: type[Any], stage: Stage) -> Invoke:
@@ -175,7 +185,8 @@ def log_fallback(binding: RequestHandlerFallback | EventHandlerFallback, error: 
     """Log that a fallback takes over, and why."""
     breaker = binding.circuit_breaker
     is_open = breaker is not None and breaker.is_circuit_breaker_error(error)
-    logger.warning(
+    logger.log(
+        logging.DEBUG if is_open else logging.WARNING,  # that it has opened was logged by the breaker, once
         "%s: %s; its fallback %s takes over",
         type_name(binding.primary),
         "its circuit is open" if is_open else f"{type(error).__name__} was raised",
@@ -191,22 +202,15 @@ def through_middlewares(chain: Chain | None, invoke: Invoke) -> Invoke:
     run = chain
 
     def invoke_through(message: Any) -> Outcome:
-        call = _Call(invoke)
-        response = run(message, call)
-        return response, call.events
+        events: Events = ()
+
+        # What a middleware's `handle` is: keeps the events of the last call that succeeded.
+        def handle(message: Any) -> Any:
+            nonlocal events
+            response, events = invoke(message)
+            return response
+
+        response = run(message, handle)
+        return response, events
 
     return invoke_through
-
-
-class _Call:
-    """What a middleware's ``handle`` is: calls on, and keeps the events of the last call that succeeded."""
-
-    __slots__ = ("_invoke", "events")
-
-    def __init__(self, invoke: Invoke) -> None:
-        self._invoke = invoke
-        self.events: Events = ()
-
-    def __call__(self, message: Any) -> Any:
-        response, self.events = self._invoke(message)
-        return response

@@ -8,17 +8,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_names(
+    package: str, modules: Mapping[str, str], later: Mapping[str, str] | None = None
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return a module-level ``__getattr__`` and ``__dir__`` (PEP 562) for ``package``.
 
     Args:
         package: the ``__name__`` of the package that offers the names.
         modules: for each name the module in which it really lives.
+        later: the same for names of a later release; not listed, so that ``help()`` does not stumble over them.
     """
+    found_in = {**modules, **(later or {})}
 
     def load(name: str) -> Any:
         try:
-            module_name = modules[name]
+            module_name = found_in[name]
         except KeyError:
             raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
         return getattr(importlib.import_module(module_name), name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Generator
 from contextlib import closing
 from types import TracebackType
@@ -20,9 +21,11 @@ from cqrs_sync.events.event_emitter import EventEmitter
 from cqrs_sync.events.event_processor import EventErrors, EventProcessor
 from cqrs_sync.events.map import EventMap
 from cqrs_sync.executors import WorkerContext, inside_a_job
+from cqrs_sync.invocation import Invoke, Outcome
 from cqrs_sync.middlewares.base import MiddlewareChain
 from cqrs_sync.requests.map import RequestMap
 from cqrs_sync.requests.request import IRequest
+from cqrs_sync.scoping import Scoping
 from cqrs_sync.types import ResT
 from cqrs_sync.unit_of_work.protocol import UnitOfWork
 
@@ -76,6 +79,11 @@ class _Mediator:
     ) -> None:
         self.close()
 
+    def _offer(self, *scopings: Scoping) -> None:
+        """Have handlers that ask for this kind of mediator get this one."""
+        for scoping in scopings:
+            scoping.offer(self)
+
     def _refuse(self) -> None:
         """Refuse a call after ``close()``, but let handlers that are at work finish theirs."""
         if not inside_a_job():
@@ -126,6 +134,12 @@ class RequestMediator(_Mediator):
             unit_of_work=settings.get("unit_of_work"),
             stage=emitter.stage,
         )
+        self._offer(emitter.scoping, self._dispatcher.scoping)
+        # Past dispatch() unless it is overridden: it would be a fifth of the whole call.
+        overridden = dispatcher_type.dispatch is not RequestDispatcher.dispatch
+        self._invokes: dict[type, Invoke] = self._dispatcher.invokes
+        if overridden:
+            self._invokes = defaultdict(lambda: self._dispatch)
 
     def compile(self) -> None:
         """Make all bound handlers ready; refuses those that cannot be built.
@@ -151,21 +165,25 @@ class RequestMediator(_Mediator):
             self._refuse()
         if self._shared:
             return self._send_in_scope(request)
-        result = self._dispatcher.dispatch(request)
-        if result.events:
-            self._processor.emit_events(result.events, result.response)
-        response: ResT = result.response
+        response: ResT
+        response, events = self._invokes[type(request)](request)
+        if events:
+            self._processor.emit_events(events, response)
         return response
 
     def _send_in_scope(self, request: IRequest[ResT]) -> ResT:
         joins = self._scoping.open_send() is not None
         with self._scoping.sending() as scope:
-            result = self._dispatcher.dispatch(request)
-            self._processor.emit_events(result.events, result.response)
+            response: ResT
+            response, events = self._invokes[type(request)](request)
+            self._processor.emit_events(events, response)
         if not joins:
-            self._processor.publish_deferred(scope.deferred, result.response)
-        response: ResT = result.response
+            self._processor.publish_deferred(scope.deferred, response)
         return response
+
+    def _dispatch(self, request: IRequest[Any]) -> Outcome:
+        result = self._dispatcher.dispatch(request)
+        return result.response, result.events
 
 
 class StreamingRequestMediator(_Mediator):
@@ -200,6 +218,7 @@ class StreamingRequestMediator(_Mediator):
             unit_of_work=settings.get("unit_of_work"),
             stage=emitter.stage,
         )
+        self._offer(emitter.scoping, self._dispatcher.scoping)
 
     def compile(self) -> None:
         """Make all bound handlers ready; refuses those that cannot be built or do not stream.
@@ -285,6 +304,7 @@ class EventMediator(_Mediator):
             scope_strategy=scope_strategy,
             event_processor=self._processor,
         )
+        self._offer(emitter.scoping)
 
     def compile(self) -> None:
         """Make all bound handlers ready; refuses those that cannot be built.

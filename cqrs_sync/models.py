@@ -23,13 +23,13 @@ class PydanticMessage:
 
     @classmethod
     def from_dict(cls, **kwargs: Any) -> Self:
-        """Build the message from its fields; ISO strings become UUIDs and dates where the field says so.
+        """Build the message from its fields, by name or alias; texts become UUIDs and dates where the field says so.
 
         Raises:
             pydantic.ValidationError: a field is missing or does not fit.
         """
         model: Any = cls
-        message: Self = model.model_validate(kwargs)
+        message: Self = model.model_validate(kwargs, by_alias=True, by_name=True)
         return message
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
-from cqrs_sync.container.plans import Plan, Services
+from cqrs_sync.container.plans import Lasting, Plan, Services
 from cqrs_sync.container.protocol import Container, SupportsPlans, SupportsScope, as_container
 from cqrs_sync.container.scope import Ambient, ScopeAwareContainer, ScopeStrategy, ambient_scope, scope_of
 from cqrs_sync.unit_of_work.protocol import Unit, UnitOfWork
@@ -91,9 +92,18 @@ class Scoping:
         self.container: Container = container.root if isinstance(container, ScopeAwareContainer) else container
         self.strategy = strategy
         self.unit_of_work = unit_of_work
-        self.services: Services = unit_of_work.injectables() if unit_of_work is not None else {}
+        self.services: dict[Any, Callable[[], Any]] = {}
+        if unit_of_work is not None:
+            self.services.update(unit_of_work.injectables())
         # Mediators share an open send scope where they share what is scoped: the unit of work, else the container.
         self.key: object = unit_of_work or getattr(self.container, "external_container", self.container)
+
+    def offer(self, service: object) -> None:
+        """Have handlers get this object where they ask for its class, unless the container knows that class."""
+        kept = weakref.ref(service)
+        known = isinstance(self.container, SupportsPlans) and self.container.knows(type(service))
+        if not known:
+            self.services.setdefault(type(service), Lasting(kept))
 
     @property
     def shared(self) -> bool:

@@ -24,7 +24,18 @@ from cqrs_sync.errors import ConfigurationError, UnresolvableDependency, type_na
 T = TypeVar("T")
 
 Services: TypeAlias = Mapping[Any, Callable[[], Any]]
-"""Types that come from the open unit of work instead of the container, with what returns each."""
+"""Types that come from the mediator (from its open unit of work, or itself), with what returns each."""
+
+
+class Lasting:
+    """A service that is not bound to a unit of work, so a singleton may keep it."""
+
+    def __init__(self, provide: Callable[[], Any]) -> None:
+        self._provide = provide
+
+    def __call__(self) -> Any:
+        return self._provide()
+
 
 Memo: TypeAlias = dict[int, Any] | None
 """What one resolve has built so far, where two consumers share it; None where nothing is shared."""
@@ -188,6 +199,10 @@ class PlanningContainer(abc.ABC):
         """Have every plan compile anew: registrations have changed."""
         for plan in list(self._plans):
             plan.invalidate()
+
+    def knows(self, type_: Any) -> bool:
+        """Whether the type is registered."""
+        return self._provider(type_) is not None
 
     @abc.abstractmethod
     def is_shared(self, type_: Any) -> bool:

@@ -46,6 +46,10 @@ class SupportsPlans(Protocol):
         """
         ...
 
+    def knows(self, type_: Any) -> bool:
+        """Whether the type is registered."""
+        ...
+
     def is_shared(self, type_: Any) -> bool:
         """Whether every resolve returns the same object."""
         ...

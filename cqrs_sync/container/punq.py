@@ -27,6 +27,7 @@ import punq
 
 from cqrs_sync.container.plans import (
     EMPTY,
+    Lasting,
     Memo,
     PlanningContainer,
     Provider,
@@ -62,7 +63,8 @@ class PunqContainer(PlanningContainer):
         return bool(registrations) and registrations[-1].scope is punq.Scope.singleton
 
     def _provider(self, service: Any) -> Callable[[], Any] | None:
-        raise NotImplementedError("punq's plans are compiled whole")  # pragma: no cover
+        registered = _registrations(self.external_container, service)
+        return functools.partial(self.resolve, service) if registered else None
 
     def _compile(self, type_: Any, services: Services) -> Callable[[], Any]:
         return _Compilation(self.external_container, services).compile(type_)
@@ -192,7 +194,8 @@ class _Compilation:
         raise unresolvable(owner, parameter.name, service)
 
     def _scoped(self, service: Any, owner: Any, parameter: Parameter) -> _Part:
-        if self._singleton is not None:
+        provide = self._services[service]
+        if self._singleton is not None and not isinstance(provide, Lasting):
             raise UnresolvableDependency(
                 owner,
                 parameter.name,
@@ -200,7 +203,6 @@ class _Compilation:
                 f"{type_name(service)} lives for one unit of work and {type_name(self._singleton)} is a singleton "
                 "that would keep it for ever; register that one as transient",
             )
-        provide = self._services[service]
         return _Leaf(lambda memo: provide())
 
     def _share(self, part: _Part) -> _Part:

@@ -20,6 +20,10 @@ class ScopeStrategy(enum.Enum):
     HANDLER: a container scope and a unit of work for each handler, event handlers included.
     SEND: one of each for a whole ``send`` (or stream): its event handlers run inside, one after another, in the same
         transaction; notification events are published after the commit. A nested ``send`` joins it.
+
+    With NONE and HANDLER a nested ``send`` commits by itself, events included, whatever becomes of the handler that
+    called it; and a handler that has written and then waits for a nested one that needs the same row (on SQLite: that
+    writes at all) waits for itself. Send first and write after, or use SEND.
     """
 
     NONE = "none"

@@ -37,7 +37,7 @@ class EventDispatcher:
         self._processor = event_processor or EventProcessor(
             event_emitter=EventEmitter(event_map, container, scope_strategy=scope_strategy), event_errors="raise"
         )
-        self._handle = (middleware_chain or MiddlewareChain()).wrap(self._processor.receive)
+        self._chain = (middleware_chain or MiddlewareChain()).compile()
 
     def dispatch(self, event: IEvent) -> None:
         """Handle an event.
@@ -46,4 +46,7 @@ class EventDispatcher:
             EventHandlerDoesNotExist: nobody handles it, and it is not a domain event.
             EventHandlingError: handlers failed; the others have run.
         """
-        self._handle(event)
+        if self._chain is None:
+            self._processor.receive(event)
+        else:
+            self._chain(event, self._processor.receive)

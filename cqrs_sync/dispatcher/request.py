@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from cqrs_sync.container.scope import ScopeStrategy
 from cqrs_sync.dispatcher.models import RequestDispatchResult
 from cqrs_sync.errors import RequestHandlerDoesNotExist, RequestHandlerTypeError, type_name
 from cqrs_sync.invocation import (
-    Events,
     Invoke,
     Stage,
     invoke_chain,
@@ -25,8 +24,16 @@ from cqrs_sync.requests.request_handler import StreamingRequestHandler
 from cqrs_sync.scoping import Scoping
 from cqrs_sync.unit_of_work.protocol import UnitOfWork
 
-# What RequestDispatchResult(response, events) does, in a third of its time.
-_result = cast(Callable[[type[RequestDispatchResult], tuple[Any, Events, bool]], RequestDispatchResult], tuple.__new__)
+
+class _Invokes(dict[type, Invoke]):
+    """Makes each entry once; afterwards looking it up is a plain dictionary access."""
+
+    def __init__(self, find: Callable[[type], Invoke]) -> None:
+        self._find = find
+
+    def __missing__(self, request_type: type) -> Invoke:
+        invoke = self[request_type] = self._find(request_type)
+        return invoke
 
 
 class RequestDispatcher:
@@ -52,10 +59,11 @@ class RequestDispatcher:
         stage: Stage = tuple,
     ) -> None:
         self._request_map = request_map
-        self._scoping = Scoping(container, scope_strategy, unit_of_work)
+        self.scoping = Scoping(container, scope_strategy, unit_of_work)
         self._chain = (middleware_chain or MiddlewareChain()).compile()
         self._stage = stage
-        self._invokes: dict[type, Invoke] = {}
+        self.invokes: dict[type, Invoke] = _Invokes(self._find)
+        """What handles each request class, found on first use; a mediator may call it without :meth:`dispatch`."""
 
     def compile(self) -> None:
         """Make all bound handlers ready; refuses those that cannot be built or cannot be served here.
@@ -64,7 +72,7 @@ class RequestDispatcher:
             ConfigurationError: naming the class and the parameter.
         """
         for request_type in self._request_map:
-            self._invoke_for(request_type)
+            self.invokes[request_type]
 
     def dispatch(self, request: IRequest[Any]) -> RequestDispatchResult:
         """Handle a request and return the response with the events that are left to emit.
@@ -72,30 +80,24 @@ class RequestDispatcher:
         Raises:
             RequestHandlerDoesNotExist: nothing is bound for exactly this class.
         """
-        try:
-            invoke = self._invokes[type(request)]
-        except KeyError:
-            invoke = self._invoke_for(type(request))
-        response, events = invoke(request)
-        return _result(RequestDispatchResult, (response, events, True))
+        return RequestDispatchResult(*self.invokes[type(request)](request))
 
-    def _invoke_for(self, request_type: type[IRequest[Any]]) -> Invoke:
+    def _find(self, request_type: type[IRequest[Any]]) -> Invoke:
         try:
             binding = self._request_map[request_type]
         except KeyError:
             raise RequestHandlerDoesNotExist(request_type) from None
-        invoke = self._invokes[request_type] = self._compile(binding)
-        return invoke
+        return self._compile(binding)
 
     def _compile(self, binding: Any) -> Invoke:
         if isinstance(binding, RequestHandlerFallback):
             return invoke_with_fallback(
-                self._scoping, binding, self._compile(binding.primary), self._compile(binding.fallback)
+                self.scoping, binding, self._compile(binding.primary), self._compile(binding.fallback)
             )
         if isinstance(binding, type):
             _refuse_streaming(binding)
-            return through_middlewares(self._chain, invoke_handler(self._scoping, binding, self._stage))
-        return through_middlewares(self._chain, invoke_chain(self._scoping, binding, self._stage))
+            return through_middlewares(self._chain, invoke_handler(self.scoping, binding, self._stage))
+        return through_middlewares(self._chain, invoke_chain(self.scoping, binding, self._stage))
 
 
 def _refuse_streaming(handler: type) -> None:

@@ -42,7 +42,7 @@ class StreamingRequestDispatcher:
         stage: Stage = tuple,
     ) -> None:
         self._request_map = request_map
-        self._scoping = Scoping(container, scope_strategy, unit_of_work)
+        self.scoping = Scoping(container, scope_strategy, unit_of_work)
         self._chain = (middleware_chain or MiddlewareChain()).compile()
         self._stage = stage
         self._streams: dict[type, Stream] = {}
@@ -77,7 +77,7 @@ class StreamingRequestDispatcher:
         if isinstance(binding, RequestHandlerFallback):
             return self._with_fallback(binding)
         _check_streams(binding)
-        build = HandlerFactory(self._scoping, binding)
+        build = HandlerFactory(self.scoping, binding)
         stage = build.stage(self._stage)
 
         def stream(request: IRequest[Any]) -> Results:
@@ -88,10 +88,9 @@ class StreamingRequestDispatcher:
     def _pieces(self, request: IRequest[Any], build: HandlerFactory, stage: Stage) -> Results:
         """Stream one handler, in a scope of its own where the strategy asks for one."""
         pieces = self._run(request, build, stage)
-        if self._scoping.per_handler:
-            pieces = in_scope(self._scoping.open(), pieces)
-        with closing(pieces):
-            yield from pieces
+        if self.scoping.per_handler:
+            pieces = in_scope(self.scoping.open(), pieces)
+        yield from pieces
 
     def _run(self, request: IRequest[Any], build: HandlerFactory, stage: Stage) -> Results:
         handler: StreamingRequestHandler[Any, Any] = build()
@@ -125,15 +124,13 @@ class StreamingRequestDispatcher:
 
         # A generator function: a circuit breaker then counts the stream when it ends, not when it is made.
         def attempt(request: IRequest[Any]) -> Results:
-            scope = self._scoping.open_send() if self._scoping.shared else None
-            with closing(primary(request)) as pieces:
-                yield from pieces if scope is None else _undone_alone(scope, pieces)
+            scope = self.scoping.open_send() if self.scoping.shared else None
+            pieces = primary(request)
+            yield from pieces if scope is None else _undone_alone(scope, pieces)
 
         def stream(request: IRequest[Any]) -> Results:
             try:
-                pieces = attempt(request) if breaker is None else breaker.call(binding.primary, attempt, request)
-                with closing(pieces):
-                    yield from pieces
+                yield from attempt(request) if breaker is None else breaker.call(binding.primary, attempt, request)
             except Exception as error:
                 if not should_use_fallback(error, breaker, binding.failure_exceptions):
                     raise
@@ -195,12 +192,13 @@ def in_scope(scope: OpenScope, pieces: Results, also: Callable[[RequestDispatchR
 
 def _undone_alone(scope: OpenScope, pieces: Results) -> Results:
     """Draw pieces so that what a failed one wrote is not committed with the fallback's writes."""
-    while True:
-        with scope.savepoint():
-            result = next(pieces, None)
-        if result is None:
-            return
-        yield result
+    with closing(pieces):
+        while True:
+            with scope.savepoint():
+                result = next(pieces, None)
+            if result is None:
+                return
+            yield result
 
 
 def _check_streams(handler: Any) -> None:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 import datetime
+import inspect
 import os
+import typing
 import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, Self
@@ -18,9 +20,12 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 import pydantic
 from typing_extensions import TypeVar
 
+from cqrs_sync.generics import type_arguments
 from cqrs_sync.models import DataclassMessage, PydanticMessage
 
 PayloadT = TypeVar("PayloadT", default=Any)
+
+_TYPE_VARIABLES = (typing.TypeVar, TypeVar)
 
 
 def default_topic() -> str:
@@ -142,13 +147,22 @@ class DCNotificationEvent(DCEvent, INotificationEvent[PayloadT], Generic[Payload
     event_name: str
     payload: PayloadT
     event_id: uuid.UUID = dataclasses.field(default_factory=uuid.uuid4)
-    event_timestamp: datetime.datetime = dataclasses.field(default_factory=utc_now)
+    event_timestamp: pydantic.AwareDatetime = dataclasses.field(default_factory=utc_now)
     topic: str = dataclasses.field(default_factory=default_topic)
     partition_key: str | None = None
     headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __hash__(self) -> int:
         return hash(self.event_id)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # The decorator of a derived class would hash all fields, and reads annotations without their type arguments.
+        cls.__hash__ = DCNotificationEvent.__hash__  # type: ignore[method-assign]
+        own = inspect.get_annotations(cls)
+        payload = type_arguments(cls, DCNotificationEvent)
+        if payload and "payload" not in own and not isinstance(payload[0], _TYPE_VARIABLES):
+            cls.__annotations__ = {**own, "payload": payload[0]}
 
 
 Event = PydanticEvent

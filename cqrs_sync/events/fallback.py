@@ -8,7 +8,7 @@ from typing import Any
 from cqrs_sync.circuit_breaker import ICircuitBreaker
 from cqrs_sync.errors import EventHandlerTypeError
 from cqrs_sync.events.event_handler import EventHandler
-from cqrs_sync.fallback import check_fallback
+from cqrs_sync.fallback import check_fallback, exception_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,15 +22,17 @@ class EventHandlerFallback:
         circuit_breaker: stops calling a primary that keeps failing; None calls it each time.
 
     Raises:
+        ConfigurationError: ``failure_exceptions`` holds something else.
         EventHandlerTypeError: one is no event handler, or the two differ in the event they handle.
     """
 
     primary: type[EventHandler[Any]]
     fallback: type[EventHandler[Any]]
     failure_exceptions: tuple[type[Exception], ...] = ()
-    circuit_breaker: ICircuitBreaker | None = None
+    circuit_breaker: ICircuitBreaker | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "failure_exceptions", exception_classes(self.failure_exceptions))
         check_fallback(
             "EventHandlerFallback",
             self.primary,

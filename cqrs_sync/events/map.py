@@ -38,9 +38,11 @@ class EventMap(Bindings[type[IEvent], list[HandlerItem]]):
 
     def __setitem__(self, event_type: type[IEvent], handlers: list[HandlerItem]) -> None:
         check_message_type(event_type, IEvent, EventHandlerTypeError)
+        if not isinstance(handlers, list):
+            raise EventHandlerTypeError(f"{type_name(handlers)} must be in a list, or bound with bind()", handlers)
         for handler in handlers:
             _check(event_type, handler)
-        super().__setitem__(event_type, handlers)
+        super().__setitem__(event_type, list(handlers))
 
     def handlers_for(self, event_type: type[IEvent]) -> list[HandlerItem]:
         """The handlers of a class and its bases, the most derived class's first, each once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeAlias
 
-from cqrs_sync.errors import ConfigurationError
+from cqrs_sync.errors import ConfigurationError, type_name
 
 HandleType: TypeAlias = Callable[[Any], Any]
 """What a middleware calls to go on: takes the request, returns the response."""
@@ -34,18 +34,18 @@ class MiddlewareChain:
     """
 
     def __init__(self, middlewares: Iterable[Middleware] = ()) -> None:
-        self._middlewares = list(middlewares)
+        self._middlewares = [_checked(middleware) for middleware in middlewares]
         self._compiled = False
 
     def set(self, chain: list[Middleware]) -> None:
         """Replace all middlewares."""
         self._check_open()
-        self._middlewares = list(chain)
+        self._middlewares = [_checked(middleware) for middleware in chain]
 
     def add(self, middleware: Middleware) -> None:
         """Add a middleware inside of those that are there."""
         self._check_open()
-        self._middlewares.append(middleware)
+        self._middlewares.append(_checked(middleware))
 
     def wrap(self, handle: HandleType) -> HandleType:
         """Return ``handle`` with all middlewares around it."""
@@ -62,6 +62,16 @@ class MiddlewareChain:
             raise ConfigurationError(
                 "this MiddlewareChain serves a mediator already; add middlewares before building it"
             )
+
+
+def _checked(middleware: Any) -> Middleware:
+    if not callable(middleware) or isinstance(middleware, type):
+        raise ConfigurationError(
+            f"{type_name(middleware)} is no middleware; pass a function or an object that is called with (request, "
+            "handle), and not its class"
+        )
+    checked: Middleware = middleware
+    return checked
 
 
 def _compose(middlewares: list[Middleware]) -> Chain | None:

@@ -33,5 +33,8 @@ class LoggingMiddleware:
 
 
 def _fields(message: Any) -> Any:
-    to_dict = getattr(message, "to_dict", None)
-    return to_dict() if to_dict is not None else message
+    """The message as a dictionary; what cannot be made one must not fail the call that is logged."""
+    try:
+        return message.to_dict()
+    except Exception:
+        return message

@@ -11,7 +11,7 @@ from cqrs_sync.requests.request import DCRequest, IRequest, PydanticRequest, Req
 from cqrs_sync.requests.request_handler import RequestHandler, StreamingRequestHandler
 
 if not TYPE_CHECKING:  # a type checker should see that there is no such name yet
-    __getattr__, __dir__ = _lazy_names(__name__, {"SagaMap": "cqrs_sync.saga"})
+    __getattr__, __dir__ = _lazy_names(__name__, {}, later={"SagaMap": "cqrs_sync.saga"})
 
 __all__ = (
     "CORRequestHandler",

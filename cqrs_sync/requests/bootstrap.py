@@ -41,7 +41,8 @@ def bootstrap(
 
     Args:
         di_container: a ``punq.Container``, an adapter from :mod:`cqrs_sync.container`, or any object with
-            ``resolve(type)``. With punq, handler classes need not be registered.
+            ``resolve(type)``. With punq, handler classes need not be registered, and a handler whose constructor asks
+            for ``RequestMediator`` gets the one that is built here.
         message_broker: where notification events go; without one they are dropped, and the first is a WARNING.
         middlewares: what runs around each ``send``, the first one outermost; ``LoggingMiddleware`` is added
             innermost unless it is among them.

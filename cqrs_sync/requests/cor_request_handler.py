@@ -34,11 +34,12 @@ class CORRequestHandler(EmitsEvents, abc.ABC, Generic[ReqT, ResT]):
         """Pass the request to the next handler and return its answer; None at the end of the chain."""
         if self._next_handler is None:
             return None
-        self._passed_on = True
-        return self._next_handler.handle(request)
+        response = self._next_handler.handle(request)
+        self._passed_on = True  # only now: a handler that fails leaves no events, even where its error is caught
+        return response
 
     def chain_events(self) -> list[IEvent]:
-        """The events of this handler and of those behind it that were reached, in the order of the chain."""
+        """The events of this handler and of those behind it that succeeded, in the order of the chain."""
         collected: list[IEvent] = []
         handler: CORRequestHandler[Any, Any] | None = self
         while handler is not None:

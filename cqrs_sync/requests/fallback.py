@@ -7,7 +7,7 @@ from typing import Any
 
 from cqrs_sync.circuit_breaker import ICircuitBreaker
 from cqrs_sync.errors import RequestHandlerTypeError
-from cqrs_sync.fallback import check_fallback
+from cqrs_sync.fallback import check_fallback, exception_classes
 from cqrs_sync.requests.request_handler import RequestHandler, StreamingRequestHandler
 
 
@@ -25,6 +25,7 @@ class RequestHandlerFallback:
         circuit_breaker: stops calling a primary that keeps failing; None calls it each time.
 
     Raises:
+        ConfigurationError: ``failure_exceptions`` holds something else.
         RequestHandlerTypeError: the two are not both request handlers or both streaming ones, or differ in what
             they handle.
     """
@@ -32,9 +33,10 @@ class RequestHandlerFallback:
     primary: type[RequestHandler[Any, Any]] | type[StreamingRequestHandler[Any, Any]]
     fallback: type[RequestHandler[Any, Any]] | type[StreamingRequestHandler[Any, Any]]
     failure_exceptions: tuple[type[Exception], ...] = ()
-    circuit_breaker: ICircuitBreaker | None = None
+    circuit_breaker: ICircuitBreaker | None = dataclasses.field(default=None, hash=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "failure_exceptions", exception_classes(self.failure_exceptions))
         check_fallback(
             "RequestHandlerFallback",
             self.primary,

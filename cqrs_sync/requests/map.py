@@ -99,4 +99,4 @@ def _names(handler_type: HandlerType) -> str:
 
 
 if not TYPE_CHECKING:  # the async library has it here
-    __getattr__, __dir__ = lazy_names(__name__, {"SagaMap": "cqrs_sync.saga"})
+    __getattr__, __dir__ = lazy_names(__name__, {}, later={"SagaMap": "cqrs_sync.saga"})

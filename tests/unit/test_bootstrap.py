@@ -99,7 +99,7 @@ def test_a_request_without_a_handler_is_an_error_that_names_it() -> None:
     class Derived(Do):
         pass
 
-    with pytest.raises(RequestHandlerDoesNotExist, match="no handler for .*Derived: bind one in") as caught:
+    with pytest.raises(RequestHandlerDoesNotExist, match=r"no handler for .*Derived: bind one in") as caught:
         mediator_for().send(Derived())
     assert caught.value.message_type is Derived
     assert isinstance(caught.value, LookupError)
@@ -361,3 +361,109 @@ def test_an_event_dispatcher_can_be_used_alone() -> None:
     event_map.bind(Happened, event_handler(lambda event: seen.append(event.number)))
     EventDispatcher(event_map=event_map, container=punq.Container()).dispatch(Happened(number=3))
     assert seen == [3]
+
+
+def test_a_dispatcher_of_ones_own_is_asked_for_every_send() -> None:
+    """dispatcher_type swaps the dispatcher, as in the async library."""
+    from cqrs_sync.dispatcher import RequestDispatcher, RequestDispatchResult
+
+    class Shouts(RequestDispatcher):
+        def dispatch(self, request: Any) -> RequestDispatchResult:
+            result = super().dispatch(request)
+            return result._replace(response=result.response.upper())
+
+    seen: list[int] = []
+    request_map, event_map = cqrs.RequestMap(), cqrs.EventMap()
+    request_map.bind(Do, DoHandler)
+    event_map.bind(Happened, event_handler(lambda event: seen.append(event.number)))
+    for strategy in (cqrs.ScopeStrategy.NONE, cqrs.ScopeStrategy.SEND):
+        mediator = cqrs.RequestMediator(
+            request_map, punq.Container(), event_map=event_map, scope_strategy=strategy, dispatcher_type=Shouts
+        )
+        assert mediator.send(Do(emits=[Happened(number=1)])) == "DONE"
+    assert seen == [1, 1]
+
+
+class Chains(cqrs.RequestHandler[Do]):
+    """Sends another command through the mediator that called it."""
+
+    def __init__(self, mediator: cqrs.RequestMediator) -> None:
+        self._mediator = mediator
+
+    def handle(self, request: Do) -> str:
+        return f"{request.answer} {self._mediator.send(Ask())}"
+
+
+class AskHandler(cqrs.RequestHandler[Ask]):
+    def handle(self, request: Ask) -> int:
+        return 42
+
+
+class Orders(cqrs.EventHandler[Happened]):
+    """Answers an event with a command."""
+
+    asked: list[int] = []
+
+    def __init__(self, mediator: cqrs.RequestMediator) -> None:
+        self._mediator = mediator
+
+    def handle(self, event: Happened) -> None:
+        self.asked.append(self._mediator.send(Ask()))
+
+
+def chaining(container: punq.Container) -> cqrs.RequestMediator:
+    def commands(request_map: cqrs.RequestMap) -> None:
+        request_map.bind(Do, Chains)
+        request_map.bind(Ask, AskHandler)
+
+    return bootstrap(container, commands_mapper=commands, domain_events_mapper=lambda m: m.bind(Happened, Orders))
+
+
+def test_a_handler_that_asks_for_the_mediator_gets_the_one_that_called_it() -> None:
+    """Request handlers and event handlers, and singletons they depend on."""
+
+    class Service:
+        def __init__(self, mediator: cqrs.RequestMediator) -> None:
+            self.mediator = mediator
+
+    class Uses(cqrs.RequestHandler[Do]):
+        def __init__(self, service: Service) -> None:
+            self.service = service
+
+        def handle(self, request: Do) -> str:
+            self.events = [Happened()]
+            return str(self.service.mediator is mediators[0])
+
+    Uses.__init__.__annotations__["service"] = Service
+    assert chaining(punq.Container()).send(Do()) == "done 42"
+    container = punq.Container()
+    container.register(Service, scope=punq.Scope.singleton)
+
+    def commands(request_map: cqrs.RequestMap) -> None:
+        request_map.bind(Do, Uses)
+        request_map.bind(Ask, AskHandler)
+
+    mediators = [
+        bootstrap(container, commands_mapper=commands, domain_events_mapper=lambda m: m.bind(Happened, Orders))
+    ]
+    assert mediators[0].send(Do()) == "True"
+    assert Orders.asked == [42]
+
+
+def test_a_mediator_that_is_registered_comes_before_the_one_that_called() -> None:
+    """Whoever registers one means it; and a streaming handler can ask for it."""
+    other = bootstrap(punq.Container(), commands_mapper=lambda m: m.bind(Ask, AskHandler))
+    container = punq.Container()
+    container.register(cqrs.RequestMediator, instance=other)
+
+    class Streaming(cqrs.StreamingRequestHandler[Do, int]):
+        def __init__(self, mediator: cqrs.RequestMediator) -> None:
+            self.mediator = mediator
+
+        def handle(self, request: Do) -> Any:
+            yield self.mediator.send(Ask())
+
+    streams = bootstrap_streaming(container, commands_mapper=lambda m: m.bind(Do, Streaming))
+    assert list(streams.stream(Do())) == [42]
+    mediator = bootstrap(container, commands_mapper=lambda m: m.bind(Do, Chains))
+    assert mediator.send(Do()) == "done 42"

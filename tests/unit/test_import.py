@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import pathlib
+import pydoc
 import subprocess
 import sys
 import textwrap
@@ -326,6 +328,14 @@ def test_every_name_of_the_root_exists() -> None:
     """``__all__`` has no name twice and none that is not there."""
     assert len(set(cqrs.__all__)) == len(cqrs.__all__)
     assert [name for name in cqrs.__all__ if not hasattr(cqrs, name)] == []
+
+
+@pytest.mark.parametrize("package", ["cqrs_sync", *PACKAGE_NAMES])
+def test_help_and_introspection_work(package: str) -> None:
+    """No name that ``dir()`` lists is one that cannot be had."""
+    module = importlib.import_module(package)
+    assert dict(inspect.getmembers(module)).keys() >= set(PACKAGE_NAMES.get(package, ()))
+    assert package in pydoc.render_doc(module)
 
 
 def test_star_import_brings_every_name_of_the_root() -> None:

@@ -1,0 +1,92 @@
+"""The composition root: the one place that knows how the shop is put together."""
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import punq
+from sqlalchemy.orm import sessionmaker
+
+import cqrs_sync as cqrs
+from cqrs_sync.requests.bootstrap import bootstrap, bootstrap_streaming
+from cqrs_sync.unit_of_work.sqlalchemy import SqlAlchemyUnitOfWork
+from examples.shop.card_providers import Cardia, Nordpay
+from examples.shop.database import open_database
+from examples.shop.handlers.imports import ImportOrdersHandler
+from examples.shop.handlers.orders import PlaceOrderHandler
+from examples.shop.handlers.queries import (
+    GetBestSellersHandler,
+    GetCustomerOrdersHandler,
+    GetPaymentTotalsHandler,
+    GetTopCustomersHandler,
+)
+from examples.shop.messages import (
+    AuditReadModel,
+    GetBestSellers,
+    GetCustomerOrders,
+    GetPaymentTotals,
+    GetTopCustomers,
+    ImportOrders,
+    PlaceOrder,
+)
+from examples.shop.payments import bind_payments
+from examples.shop.read_model import AuditReadModelHandler, bind_read_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Shop:
+    """What the outside talks to.
+
+    Attributes:
+        requests: takes commands and queries.
+        streams: takes imports.
+    """
+
+    requests: cqrs.RequestMediator
+    streams: cqrs.StreamingRequestMediator
+
+
+@contextmanager
+def build(database: Path) -> Iterator[Shop]:
+    """Open the shop over a database file, and close everything that it opened."""
+    engine = open_database(database)
+    container = punq.Container()
+    container.register(Nordpay)
+    container.register(Cardia)
+    # Handlers send requests too. The mediator exists only after bootstrap has checked them, hence a factory.
+    container.register(cqrs.RequestMediator, factory=lambda: requests)
+    requests: cqrs.RequestMediator = bootstrap(
+        di_container=container,
+        commands_mapper=bind_commands,
+        queries_mapper=bind_queries,
+        domain_events_mapper=bind_read_model,
+        max_concurrent_event_handlers=4,
+        unit_of_work=SqlAlchemyUnitOfWork(sessionmaker(engine)),
+    )
+    streams = bootstrap_streaming(di_container=container, commands_mapper=bind_streams)
+    try:
+        with requests, streams:
+            yield Shop(requests, streams)
+    finally:
+        engine.dispose()
+
+
+def bind_commands(commands: cqrs.RequestMap) -> None:
+    """Bind what changes something."""
+    commands.bind(PlaceOrder, PlaceOrderHandler)
+    bind_payments(commands)
+
+
+def bind_queries(queries: cqrs.RequestMap) -> None:
+    """Bind what only reads."""
+    queries.bind(GetCustomerOrders, GetCustomerOrdersHandler)
+    queries.bind(GetBestSellers, GetBestSellersHandler)
+    queries.bind(GetTopCustomers, GetTopCustomersHandler)
+    queries.bind(GetPaymentTotals, GetPaymentTotalsHandler)
+    queries.bind(AuditReadModel, AuditReadModelHandler)
+
+
+def bind_streams(commands: cqrs.RequestMap) -> None:
+    """Bind what answers piece by piece."""
+    commands.bind(ImportOrders, ImportOrdersHandler)

@@ -1,0 +1,40 @@
+"""The embedded database: one SQLite file, made and filled with the catalogue on first use."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, exists, select
+from sqlalchemy.orm import Session
+
+from examples.shop.tables import Base, Customer, Product, Voucher
+
+CATALOGUE = Path(__file__).with_name("catalogue.json")
+
+
+def open_database(path: Path) -> Engine:
+    """Return an engine for the database in this file."""
+    # SQLite has one writer at a time: the others wait this many seconds for their turn.
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 60})
+    event.listen(engine, "connect", _set_up_connection)
+    Base.metadata.create_all(engine)
+    with Session(engine) as session, session.begin():
+        if not session.scalar(select(exists(select(Product)))):
+            _fill(session)
+    return engine
+
+
+def _set_up_connection(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    # With a write-ahead log readers and the writer do not wait for each other.
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = NORMAL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _fill(session: Session) -> None:
+    catalogue = json.loads(CATALOGUE.read_text(encoding="utf-8"))
+    session.add_all(Product(**product) for product in catalogue["products"])
+    session.add_all(Customer(**customer) for customer in catalogue["customers"])
+    session.add_all(Voucher(**voucher) for voucher in catalogue["vouchers"])

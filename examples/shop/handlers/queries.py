@@ -1,0 +1,69 @@
+"""Answering questions: from the orders, or from the read model where that is quicker."""
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+import cqrs_sync as cqrs
+from examples.shop.messages import (
+    BestSeller,
+    CustomerOrder,
+    GetBestSellers,
+    GetCustomerOrders,
+    GetPaymentTotals,
+    GetTopCustomers,
+    PaymentTotal,
+    TopCustomer,
+)
+from examples.shop.tables import Customer, CustomerSales, Order, PaymentSales, Product, ProductSales
+
+
+class GetCustomerOrdersHandler(cqrs.RequestHandler[GetCustomerOrders]):
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def handle(self, request: GetCustomerOrders) -> list[CustomerOrder]:
+        rows = self._session.execute(
+            select(Order.id.label("order_id"), Product.name.label("product"), Order.quantity, Order.total)
+            .join(Product, Product.id == Order.product)
+            .where(Order.customer == request.customer)
+            .order_by(Order.placed_at.desc(), Order.id)
+            .limit(request.limit)
+        )
+        return [CustomerOrder(**row) for row in rows.mappings()]
+
+
+class GetBestSellersHandler(cqrs.RequestHandler[GetBestSellers]):
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def handle(self, request: GetBestSellers) -> list[BestSeller]:
+        rows = self._session.execute(
+            select(Product.name.label("product"), ProductSales.quantity, ProductSales.revenue)
+            .join(Product, Product.id == ProductSales.product)
+            .order_by(ProductSales.revenue.desc(), ProductSales.product)
+            .limit(request.limit)
+        )
+        return [BestSeller(**row) for row in rows.mappings()]
+
+
+class GetTopCustomersHandler(cqrs.RequestHandler[GetTopCustomers]):
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def handle(self, request: GetTopCustomers) -> list[TopCustomer]:
+        rows = self._session.execute(
+            select(CustomerSales.customer, Customer.name, CustomerSales.orders, CustomerSales.spent)
+            .join(Customer, Customer.id == CustomerSales.customer)
+            .order_by(CustomerSales.spent.desc(), CustomerSales.customer)
+            .limit(request.limit)
+        )
+        return [TopCustomer(**row) for row in rows.mappings()]
+
+
+class GetPaymentTotalsHandler(cqrs.RequestHandler[GetPaymentTotals]):
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def handle(self, request: GetPaymentTotals) -> list[PaymentTotal]:  # noqa: ARG002 (the question has no parameters)
+        sales = self._session.scalars(select(PaymentSales).order_by(PaymentSales.amount.desc()))
+        return [PaymentTotal(paid_by=way.paid_by, orders=way.orders, amount=way.amount) for way in sales]
