@@ -28,7 +28,7 @@ class Effort:
 
     Attributes:
         rounds: how many slices each contestant gets.
-        slice: seconds per slice; a contestant whose one call takes longer runs it once.
+        slice: seconds per slice; a contestant whose one call takes longer runs it once, and every one where it is 0.
         slow_rounds: the rounds of what takes milliseconds.
         many: how many handlers "many handlers" are.
         processes: how many interpreters are started per import that is measured.
@@ -104,11 +104,14 @@ def awaited(loop: asyncio.AbstractEventLoop, call: Callable[[Any], Awaitable[Any
 
 def _calls_per_slice(run: Run, seconds: float) -> int:
     """Warm up, and find how many calls fill a slice."""
-    calls, taken = 1, run(1)
-    while taken < seconds / 4:
+    run(1)
+    if not seconds:
+        return 1
+    calls = 1
+    # The best of three: a slow first call would leave too few calls in each slice, and each slice would start cold.
+    while (taken := min(run(calls) for _ in range(3))) < seconds / 4:
         calls *= 4
-        taken = run(calls)
-    return max(1, round(calls * seconds / max(taken, 1e-9)))
+    return max(1, round(calls * seconds / taken))
 
 
 @contextmanager

@@ -197,11 +197,10 @@ class InPool:
         return invited
 
     def _threads(self) -> ThreadPoolExecutor:
-        if self._executor is None:
-            with self._state:
-                if self._executor is None:
-                    self._executor = ThreadPoolExecutor(self._size, thread_name_prefix=self._name)
-        return self._executor
+        with self._state:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(self._size, thread_name_prefix=self._name)
+            return self._executor
 
     def _help(self, places: threading.Semaphore, work: _Work) -> None:
         while not work.leave():  # at once where the others were faster
@@ -294,7 +293,7 @@ class _Work:
 _pools: WeakSet[InPool] = WeakSet()
 
 
-def _forget_threads() -> None:
+def _forget_threads() -> None:  # pragma: no cover (runs in forked children only: tests/integration)
     """A forked child has none of its parent's threads, and their locks may be held for ever."""
     for pool in list(_pools):
         _left_behind.append(pool._executor)
@@ -304,5 +303,5 @@ def _forget_threads() -> None:
 _left_behind: list[ThreadPoolExecutor | None] = []
 """Executors of a parent process: never touched, because their queues' locks may be held."""
 
-if hasattr(os, "register_at_fork"):
+if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
     os.register_at_fork(after_in_child=_forget_threads)

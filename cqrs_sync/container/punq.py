@@ -285,9 +285,7 @@ def _once_for_all(provide: Provider, singletons: dict[Any, Any], registration: A
         except KeyError:
             pass
         with lock:
-            if key not in singletons:
-                singletons[key] = provide({})
-            return singletons[key]
+            return singletons[key] if key in singletons else singletons.setdefault(key, provide({}))
 
     single.registration = registration  # type: ignore[attr-defined]  # its id must not be used again
     return single

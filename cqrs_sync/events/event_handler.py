@@ -25,7 +25,7 @@ class EventHandler(EmitsEvents, abc.ABC, Generic[EventT]):
     """
 
     @abc.abstractmethod
-    def handle(self, event: EventT) -> None:
+    def handle(self, event: EventT, /) -> None:
         """React to the event.
 
         In-process events are handled at most once: a process that dies takes what it had in hand with it. With

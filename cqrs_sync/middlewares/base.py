@@ -22,7 +22,7 @@ class Middleware(Protocol):
     ``ScopeStrategy.SEND`` in the same one). For a stream ``handle`` returns the iterator of the pieces.
     """
 
-    def __call__(self, request: Any, handle: HandleType) -> Any:
+    def __call__(self, request: Any, handle: HandleType, /) -> Any:
         """Return the response to ``request``."""
         ...
 

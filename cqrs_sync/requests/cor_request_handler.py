@@ -48,7 +48,7 @@ class CORRequestHandler(EmitsEvents, abc.ABC, Generic[ReqT, ResT]):
         return collected
 
     @abc.abstractmethod
-    def handle(self, request: ReqT) -> ResT | None:
+    def handle(self, request: ReqT, /) -> ResT | None:
         """Answer the request, or ``return self.next(request)``."""
 
 

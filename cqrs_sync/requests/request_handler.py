@@ -35,7 +35,7 @@ class RequestHandler(EmitsEvents, abc.ABC, Generic[ReqT, ResT]):
     """
 
     @abc.abstractmethod
-    def handle(self, request: ReqT) -> ResT:
+    def handle(self, request: ReqT, /) -> ResT:
         """Answer the request.
 
         Runs once per ``send``; again, on a new handler, where a middleware repeats the call. With a unit of work
@@ -52,7 +52,7 @@ class StreamingRequestHandler(EmitsEvents, abc.ABC, Generic[ReqT, ResT]):
     """
 
     @abc.abstractmethod
-    def handle(self, request: ReqT) -> Iterator[ResT]:
+    def handle(self, request: ReqT, /) -> Iterator[ResT]:
         """Yield the pieces of the answer."""
 
     def clear_events(self) -> None:

@@ -50,7 +50,7 @@ class AuditReadModelHandler(cqrs.RequestHandler[AuditReadModel]):
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def handle(self, request: AuditReadModel) -> Audit:  # noqa: ARG002 (the question has no parameters)
+    def handle(self, request: AuditReadModel) -> Audit:
         orders, total, quantity = func.count(), func.sum(Order.total), func.sum(Order.quantity)
         differences = [
             *self._differences(

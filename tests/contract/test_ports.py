@@ -90,6 +90,15 @@ class TestSqlAlchemyUnitOfWorkOnSqliteFile(SqlAlchemyContract):
         return sa.create_engine(f"sqlite:///{self.path}")
 
 
+class TestSqlAlchemyUnitOfWorkOnPostgreSQL(SqlAlchemyContract):
+    @pytest.fixture(autouse=True)
+    def _server(self, postgres_url: str) -> None:
+        self.url = postgres_url
+
+    def engine(self) -> sa.Engine:
+        return sa.create_engine(self.url)
+
+
 class TestPunqContainer(ContainerContract):
     def make(self) -> Container:
         container = punq.Container()

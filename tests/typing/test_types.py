@@ -38,7 +38,7 @@ def run(tool: str, *arguments: str) -> str:
 @pytest.fixture(scope="session")
 def mypy(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Findings:
     """What mypy reports for each file."""
-    cache = pytestconfig.cache
+    cache = getattr(pytestconfig, "cache", None)  # not there under -p no:cacheprovider
     cache_dir = cache.mkdir("mypy") if cache is not None else tmp_path_factory.mktemp("mypy")
     options = ["--strict", "--output=json", "--config-file=pyproject.toml", f"--cache-dir={cache_dir}"]
     found: Findings = collections.defaultdict(list)

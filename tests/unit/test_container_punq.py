@@ -334,7 +334,7 @@ def test_a_circle_is_shown(cache: bool) -> None:
     container = punq.Container()
     container.register(Egg, cache=cache)
     container.register(Chicken, cache=cache)
-    with pytest.raises(UnresolvableDependency, match="depends on itself: (Chicken -> Egg|Egg -> Chicken) ->"):
+    with pytest.raises(UnresolvableDependency, match=r"depends on itself: (Chicken -> Egg|Egg -> Chicken) ->"):
         built(container, Chicken)
 
 
@@ -386,3 +386,13 @@ def test_as_container_takes_what_can_resolve_and_refuses_the_rest() -> None:
     assert isinstance(as_container(punq.Container()), PunqContainer)
     with pytest.raises(ConfigurationError, match="int is no container"):
         as_container(3)
+
+
+def test_a_singleton_may_have_two_consumers_in_one_resolve() -> None:
+    """It is the same for both, as for everybody."""
+    container = punq.Container()
+    container.register(Clock, scope=punq.Scope.singleton)
+    container.register(Store)
+    container.register(Mailer)
+    handler = built(container, Handler)
+    assert handler.store.clock is handler.mailer.clock is container.resolve(Clock)

@@ -117,7 +117,6 @@ def test_the_bound_holds_for_the_innermost_handlers_of_nested_sends() -> None:
 
 def test_two_mediators_whose_handlers_send_to_each_other_never_deadlock() -> None:
     """Each has all its places taken by handlers that wait for the other."""
-    mediators: list[cqrs.RequestMediator] = []
     all_in = threading.Barrier(4)
 
     def crossing(event: Happened) -> None:
@@ -125,8 +124,7 @@ def test_two_mediators_whose_handlers_send_to_each_other_never_deadlock() -> Non
             all_in.wait(WAIT)
             mediators[1 - event.number].send(Do(emits=[Happened(number=2)]))
 
-    for _ in range(2):
-        mediators.append(mediator_for(event_handler(crossing), max_concurrent_event_handlers=2))
+    mediators = [mediator_for(event_handler(crossing), max_concurrent_event_handlers=2) for _ in range(2)]
     together(2, lambda n: mediators[n].send(Do(emits=[Happened(number=n), Happened(number=n)])))
     for mediator in mediators:
         mediator.close(WAIT)
@@ -272,7 +270,7 @@ def test_an_event_with_nowhere_to_go_fails_the_handler_before_anything_is_emitte
 
     seen: list[int] = []
     mediator = mediator_for(event_handler(lambda event: seen.append(1)))
-    with pytest.raises(EventHandlerDoesNotExist, match="no handler for .*Lost") as caught:
+    with pytest.raises(EventHandlerDoesNotExist, match=r"no handler for .*Lost") as caught:
         mediator.send(Do(emits=[Happened(), Lost()]))
     assert caught.value.message_type is Lost
     assert seen == []

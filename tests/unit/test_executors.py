@@ -393,3 +393,23 @@ def test_a_pool_needs_a_thread() -> None:
     """A size below 1 is refused, by name."""
     with pytest.raises(ConfigurationError, match="at least 1 thread, not 0"):
         InPool(0)
+
+
+def test_a_caller_that_waits_comes_back_for_further_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one helper admitted in all, two jobs that wait for each other need the caller's thread."""
+    admitted = iter([1])
+    monkeypatch.setattr("cqrs_sync.executors._Work.admit", lambda work, wanted, most: next(admitted, 0))
+    pool = InPool(2)
+    caller = threading.get_ident()
+    both, callers_is_done = threading.Barrier(2), threading.Event()
+    meet = job(lambda: both.wait(WAIT))
+
+    def run() -> tuple[Job, ...]:
+        if threading.get_ident() == caller:
+            callers_is_done.set()
+            return ()
+        assert callers_is_done.wait(WAIT)
+        return meet, meet
+
+    pool.run([run, run])
+    pool.close(WAIT)

@@ -10,6 +10,7 @@ import punq
 import pytest
 
 import cqrs_sync as cqrs
+from cqrs_sync.dispatcher import RequestDispatcher, StreamingRequestDispatcher
 from cqrs_sync.errors import EventHandlerTypeError, EventHandlingError, HandlerTypeError, RequestHandlerTypeError
 from cqrs_sync.events.bootstrap import bootstrap as bootstrap_events
 from cqrs_sync.requests.bootstrap import bootstrap, bootstrap_streaming
@@ -367,6 +368,20 @@ def test_pieces_of_a_failed_stream_stay_and_its_last_writes_are_undone(strategy:
     )
     assert list(mediator.stream(Charge())) == ["p1", "f1"]
     assert unit_of_work.store == {"first piece": "handed out", "fallback": "done"}
+
+
+@pytest.mark.parametrize("strategy", cqrs.ScopeStrategy)
+def test_dispatchers_used_by_hand_fall_back_too(strategy: cqrs.ScopeStrategy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a mediator no send is open, so there is nothing to undo alone."""
+    monkeypatch.setattr(Primary, "error", Lost())
+    monkeypatch.setattr(PrimaryStream, "error", Lost())
+    requests, streams = cqrs.RequestMap(), cqrs.RequestMap()
+    requests.bind(Charge, cqrs.RequestHandlerFallback(Primary, Fallback))
+    streams.bind(Charge, cqrs.RequestHandlerFallback(PrimaryStream, FallbackStream))
+    answer = RequestDispatcher(requests, punq.Container(), scope_strategy=strategy).dispatch(Charge())
+    pieces = StreamingRequestDispatcher(streams, punq.Container(), scope_strategy=strategy).dispatch(Charge())
+    assert (answer.response, list(answer.events)) == ("fallback", [Noted(by="fallback")])
+    assert [piece.response for piece in pieces] == ["p1", "f1", "f2"]
 
 
 # --- streams -------------------------------------------------------------------------------------------------

@@ -310,3 +310,21 @@ def test_an_opaque_container_that_hands_a_handler_out_twice_is_found_out() -> No
     assert mediator.send(Do()) == "done"
     with pytest.raises(SharedHandlerError):
         mediator.send(Do())
+
+
+def test_an_adapter_builds_classes_with_defaults_and_refuses_what_is_no_class() -> None:
+    """What all adapters share, whatever container is behind."""
+    from dependency_injector import containers
+
+    from cqrs_sync.container.dependency_injector import DependencyInjectorCQRSContainer
+    from cqrs_sync.errors import UnresolvableDependency
+
+    class Sized:
+        def __init__(self, size=3, *, name: str = "x") -> None:  # type: ignore[no-untyped-def]
+            self.size, self.name = size, name
+
+    adapter = DependencyInjectorCQRSContainer(containers.DynamicContainer())
+    assert (adapter.resolve(Sized).size, adapter.resolve(Sized).name) == (3, "x")
+    assert adapter.knows(Sized) is False
+    with pytest.raises(UnresolvableDependency, match="is not registered"):
+        adapter.plan("unknown", {})

@@ -210,7 +210,7 @@ def test_a_middleware_sees_one_call_per_stream(strategy: cqrs.ScopeStrategy) -> 
 
     def doubling(request: Count, handle: Any) -> Any:
         calls.append(type(request).__name__)
-        return map(lambda piece: piece * 2, handle(request))
+        return map((2).__mul__, handle(request))
 
     mediator = streaming(middlewares=[doubling], scope_strategy=strategy)
     assert list(mediator.stream(Count())) == [2, 4, 6]
@@ -542,3 +542,28 @@ def test_concurrent_streams_have_sessions_of_their_own(tmp_path: Any, strategy: 
     assert len(uow.sessions) == 2
     assert len(names(engine)) == 5
     engine.dispose()
+
+
+@STRATEGIES
+def test_a_primary_stream_that_succeeds_needs_no_fallback(
+    engine: sa.Engine, uow: Counting, strategy: cqrs.ScopeStrategy
+) -> None:
+    """Its pieces are committed as without one, and stopping early undoes the last."""
+    mediator = streaming(
+        cqrs.RequestHandlerFallback(WritingHandler, WritingHandler), unit_of_work=uow, scope_strategy=strategy
+    )
+    assert list(mediator.stream(Count(to=2))) == [1, 2]
+    assert names(engine) == ["piece-1", "piece-2"]
+    with engine.begin() as connection:
+        connection.execute(rows.delete())
+    stream = mediator.stream(Count(to=2))
+    next(stream)
+    stream.close()
+    assert names(engine) == ["piece-1"]
+    assert CountHandler.ended == ["end", "GeneratorExit"]
+
+
+def test_a_stream_whose_handler_asks_for_no_session_opens_none(uow: Counting) -> None:
+    """Nothing is there to commit."""
+    assert list(streaming(CountHandler, unit_of_work=uow).stream(Count())) == [1, 2, 3]
+    assert uow.sessions == []

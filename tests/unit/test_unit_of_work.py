@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Iterator
@@ -260,10 +261,8 @@ def nesting(uow: UnitOfWork, strategy: cqrs.ScopeStrategy, **options: Any) -> cq
             self._session = session
 
         def handle(self, request: Outer) -> str:
-            try:
+            with contextlib.suppress(ZeroDivisionError, EventHandlingError):
                 inner.send(request.inner)
-            except (ZeroDivisionError, EventHandlingError):
-                pass
             self._session.execute(rows.insert().values(name="outer"))
             if request.fails:
                 raise LookupError
@@ -701,3 +700,53 @@ def test_the_memory_unit_of_work_commits_all_or_nothing() -> None:
     assert put.send(Put(fails=False)) is False
     assert (uow.store, uow.commits) == ({"key": "value"}, 1)
     assert uow.begin()["key"] == "value"
+
+
+def test_a_send_joins_its_own_scope_through_a_mediator_with_another_one(engine: sa.Engine, uow: Counting) -> None:
+    """Two units of work do not hide each other: the innermost write is in the outermost transaction."""
+    other = MemoryUnitOfWork()
+    inner = mediator(uow, SEND)
+
+    class Between(cqrs.Request[str]):
+        pass
+
+    class BetweenHandler(cqrs.RequestHandler[Between]):
+        def handle(self, request: Between) -> str:
+            other.transaction()
+            return inner.send(Write(name="inner"))
+
+    between = bootstrap(
+        punq.Container(),
+        commands_mapper=lambda m: m.bind(Between, BetweenHandler),
+        scope_strategy=SEND,
+        unit_of_work=other,
+    )
+
+    class Outermost(WriteHandler):
+        def handle(self, request: Write) -> str:
+            between.send(Between())
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        mediator(uow, SEND, handler=Outermost).send(Write(name="outer"))
+    assert names(engine) == []
+    assert len(uow.sessions) == 1
+    assert other.commits == 1
+
+
+def test_a_dispatcher_used_alone_opens_no_send() -> None:
+    """Who uses one by hand under SEND opens the scope by hand; a fallback works all the same."""
+    from cqrs_sync.dispatcher import RequestDispatcher
+
+    class Fails(cqrs.RequestHandler[Write]):
+        def handle(self, request: Write) -> str:
+            raise ConnectionError
+
+    class Answers(cqrs.RequestHandler[Write]):
+        def handle(self, request: Write) -> str:
+            return "fallback"
+
+    request_map = cqrs.RequestMap()
+    request_map.bind(Write, cqrs.RequestHandlerFallback(Fails, Answers))
+    dispatcher = RequestDispatcher(request_map, punq.Container(), scope_strategy=SEND)
+    assert dispatcher.dispatch(Write(name="a")).response == "fallback"

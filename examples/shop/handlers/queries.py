@@ -64,6 +64,6 @@ class GetPaymentTotalsHandler(cqrs.RequestHandler[GetPaymentTotals]):
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def handle(self, request: GetPaymentTotals) -> list[PaymentTotal]:  # noqa: ARG002 (the question has no parameters)
+    def handle(self, request: GetPaymentTotals) -> list[PaymentTotal]:
         sales = self._session.scalars(select(PaymentSales).order_by(PaymentSales.amount.desc()))
         return [PaymentTotal(paid_by=way.paid_by, orders=way.orders, amount=way.amount) for way in sales]
