@@ -12,6 +12,7 @@ ENGINE := $(subst $(space),$(comma),$(strip \
 	cqrs_sync/mediator.py \
 	cqrs_sync/invocation.py \
 	cqrs_sync/scoping.py \
+	cqrs_sync/codegen.py \
 	cqrs_sync/executors.py \
 	cqrs_sync/events/event_emitter.py \
 	cqrs_sync/events/event_processor.py \

@@ -30,15 +30,9 @@ from cqrs_sync.events.event import (
     DCDomainEvent,
     DCEvent,
     DCNotificationEvent,
-    DomainEvent,
-    Event,
     IDomainEvent,
     IEvent,
     INotificationEvent,
-    NotificationEvent,
-    PydanticDomainEvent,
-    PydanticEvent,
-    PydanticNotificationEvent,
 )
 from cqrs_sync.events.event_emitter import EventEmitter
 from cqrs_sync.events.event_handler import EventHandler
@@ -53,20 +47,38 @@ from cqrs_sync.requests.cor_request_handler import CORRequestHandler
 from cqrs_sync.requests.fallback import RequestHandlerFallback
 from cqrs_sync.requests.map import RequestMap
 from cqrs_sync.requests.mermaid import CoRMermaid
-from cqrs_sync.requests.request import DCRequest, IRequest, PydanticRequest, Request
+from cqrs_sync.requests.request import DCRequest, IRequest
 from cqrs_sync.requests.request_handler import RequestHandler, StreamingRequestHandler
-from cqrs_sync.response import DCResponse, IResponse, PydanticResponse, Response
+from cqrs_sync.response import DCResponse, IResponse
 from cqrs_sync.serializers import EventCodec, EventSerializer, JsonEventSerializer, ProtobufEventSerializer
 
 _logging.getLogger("cqrs_sync").addHandler(_logging.NullHandler())
 
 if TYPE_CHECKING:
+    from cqrs_sync.events.pydantic_event import DomainEvent as DomainEvent
+    from cqrs_sync.events.pydantic_event import Event as Event
+    from cqrs_sync.events.pydantic_event import NotificationEvent as NotificationEvent
+    from cqrs_sync.events.pydantic_event import PydanticDomainEvent as PydanticDomainEvent
+    from cqrs_sync.events.pydantic_event import PydanticEvent as PydanticEvent
+    from cqrs_sync.events.pydantic_event import PydanticNotificationEvent as PydanticNotificationEvent
+    from cqrs_sync.pydantic_response import PydanticResponse as PydanticResponse
+    from cqrs_sync.pydantic_response import Response as Response
+    from cqrs_sync.requests.pydantic_request import PydanticRequest as PydanticRequest
+    from cqrs_sync.requests.pydantic_request import Request as Request
     from cqrs_sync.unit_of_work.sqlalchemy import SqlAlchemyUnitOfWork as SqlAlchemyUnitOfWork
 else:
-    # SQLAlchemy is loaded when it is used; the other names come with a later release, and say so.
+    # The first model makes pydantic load most of itself, and SQLAlchemy is no small thing either: both are loaded when
+    # they are used. The names of a later release say so.
     __getattr__, __dir__ = _lazy_names(
         __name__,
-        {"SqlAlchemyUnitOfWork": "cqrs_sync.unit_of_work.sqlalchemy"},
+        {
+            **dict.fromkeys(("PydanticRequest", "Request"), "cqrs_sync.requests.pydantic_request"),
+            **dict.fromkeys(("PydanticResponse", "Response"), "cqrs_sync.pydantic_response"),
+            **dict.fromkeys(("PydanticEvent", "Event"), "cqrs_sync.events.pydantic_event"),
+            **dict.fromkeys(("PydanticDomainEvent", "DomainEvent"), "cqrs_sync.events.pydantic_event"),
+            **dict.fromkeys(("PydanticNotificationEvent", "NotificationEvent"), "cqrs_sync.events.pydantic_event"),
+            "SqlAlchemyUnitOfWork": "cqrs_sync.unit_of_work.sqlalchemy",
+        },
         later={
             "EventProducer": "cqrs_sync.producer",
             "SqlAlchemyOutboxedEventRepository": "cqrs_sync.outbox",

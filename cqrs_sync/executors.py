@@ -1,7 +1,7 @@
 """Where the jobs of one caller run: in the caller's thread, or in a bounded pool that the caller helps.
 
-A *job* is a function without arguments that returns further jobs; those go to the end of the caller's queue. Jobs
-handle their own errors; an exception that leaves one stops the rest and reaches the caller.
+A *job* is an item and the step that is taken with it, which returns further items; those go to the end of the caller's
+queue. Steps handle their own errors; an exception that leaves one stops the rest and reaches the caller.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 from weakref import WeakSet
 
 from cqrs_sync.errors import CloseTimeout, ConfigurationError, MediatorClosed
 
-Job: TypeAlias = Callable[[], "Iterable[Job]"]
+Step: TypeAlias = Callable[[Any], Iterable[Any]]
+"""Does the job of one item and returns further items."""
 
 WorkerContext: TypeAlias = Callable[[], AbstractContextManager[object]]
 """Makes the context manager that is entered around each job on a pool thread, to free what is bound to the thread."""
@@ -28,8 +29,8 @@ WorkerContext: TypeAlias = Callable[[], AbstractContextManager[object]]
 class Executor(Protocol):
     """Runs the jobs of one caller to their end."""
 
-    def run(self, jobs: Iterable[Job]) -> None:
-        """Run the jobs and those they return, started in order; return when all have finished."""
+    def run(self, step: Step, items: Iterable[Any]) -> None:
+        """Take the step with the items and those it returns, started in order; return when all have finished."""
         ...
 
     def close(self, timeout: float) -> None:
@@ -40,14 +41,20 @@ class Executor(Protocol):
 class InCallerThread:
     """Runs jobs one after another in the caller's thread; callers do not wait for each other."""
 
-    def run(self, jobs: Iterable[Job]) -> None:
+    def run(self, step: Step, items: Iterable[Any]) -> None:
         """Run the jobs in order; see :class:`Executor`."""
-        queue = deque(jobs)
+        queue = deque(items)
         while queue:
-            queue.extend(queue.popleft()())
+            further = step(queue.popleft())
+            if further:
+                queue.extend(further)
 
     def close(self, timeout: float) -> None:
         """Nothing to end."""
+
+
+_NOTHING = object()
+"""What there is to take from an empty queue."""
 
 
 class _Place(threading.local):
@@ -108,13 +115,13 @@ class InPool:
         self._callers = 0
         self._places = threading.Semaphore(self._size)
 
-    def run(self, jobs: Iterable[Job]) -> None:
+    def run(self, step: Step, items: Iterable[Any]) -> None:
         """Run the jobs; see :class:`Executor`.
 
         Raises:
             MediatorClosed: the pool was closed, and this is no job of one that was at work then.
         """
-        work = _Work(jobs)
+        work = _Work(step, items)
         if not work.queue:
             return
         with self._state:
@@ -174,15 +181,15 @@ class InPool:
             raise work.failure
 
     def _take_part(self, work: _Work, around: WorkerContext | None = None) -> None:
-        job = work.next()
-        while job is not None:
-            further: list[Job] = []
+        item = work.next()
+        while item is not _NOTHING:
+            further: list[Any] = []
             failure: BaseException | None = None
             try:
-                further = work.run(job, around)
+                further = work.run(item, around)
             except BaseException as error:
                 failure = error
-            job = work.next_after(further, failure)
+            item = work.next_after(further, failure)
             if len(further) > 1:
                 self._invite(work, len(further) - 1)
 
@@ -218,21 +225,22 @@ class InPool:
 class _Work:
     """The jobs of one call of :meth:`InPool.run`, taken from by several threads."""
 
-    def __init__(self, jobs: Iterable[Job]) -> None:
-        self.queue = deque(jobs)
+    def __init__(self, step: Step, items: Iterable[Any]) -> None:
+        self.queue = deque(items)
+        self._step = step
         self.failure: BaseException | None = None
         self._context = contextvars.copy_context()
         self._running = 0
         self._helpers = 0
         self._changed = threading.Condition(threading.Lock())  # guards all of these
 
-    def run(self, job: Job, around: WorkerContext | None) -> list[Job]:
+    def run(self, item: Any, around: WorkerContext | None) -> list[Any]:
         # A copy for each job: one context cannot be entered by two threads.
         context = self._context.copy()
         if around is None:
-            return list(context.run(job))
+            return list(context.run(self._step, item))
         with around():
-            return list(context.run(job))
+            return list(context.run(self._step, item))
 
     def admit(self, wanted: int, most: int) -> int:
         """Count further helpers and return how many may come, so that those invited never outnumber the places."""
@@ -249,12 +257,12 @@ class _Work:
             self._helpers -= 1
             return True
 
-    def next(self) -> Job | None:
+    def next(self) -> Any:
         with self._changed:
             return self._pop()
 
-    def next_after(self, further: list[Job], failure: BaseException | None) -> Job | None:
-        """Put a job's further jobs in the queue and take the next; the first failure drops what is queued."""
+    def next_after(self, further: list[Any], failure: BaseException | None) -> Any:
+        """Put a job's further items in the queue and take the next; the first failure drops what is queued."""
         with self._changed:
             self._running -= 1
             if failure is not None:
@@ -263,19 +271,19 @@ class _Work:
                 self.queue.clear()
             else:
                 self.queue.extend(further)
-            job = self._pop()
+            item = self._pop()
             if self.queue or not self._running:
                 self._changed.notify_all()
-            return job
+            return item
 
     def drop(self) -> None:
         """Forget what is queued: the caller has left."""
         with self._changed:
             self.queue.clear()
 
-    def _pop(self) -> Job | None:
+    def _pop(self) -> Any:
         if not self.queue:
-            return None
+            return _NOTHING
         self._running += 1
         return self.queue.popleft()
 

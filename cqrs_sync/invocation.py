@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from cqrs_sync.circuit_breaker import should_use_fallback
+from cqrs_sync.codegen import define
 from cqrs_sync.container.plans import Plan
 from cqrs_sync.container.protocol import SupportsPlans
 from cqrs_sync.container.scope import ambient_scope, scope_of
@@ -18,7 +19,7 @@ from cqrs_sync.errors import HandlerTypeError, SharedHandlerError, type_name
 from cqrs_sync.events.emits_events import EmitsEvents, lists_events
 from cqrs_sync.events.event import IEvent
 from cqrs_sync.events.fallback import EventHandlerFallback
-from cqrs_sync.middlewares.base import Chain
+from cqrs_sync.middlewares.base import Layers
 from cqrs_sync.requests.cor_request_handler import CORRequestHandler, build_chain
 from cqrs_sync.requests.fallback import RequestHandlerFallback
 from cqrs_sync.scoping import Scoping, plan_in
@@ -195,22 +196,30 @@ def log_fallback(binding: RequestHandlerFallback | EventHandlerFallback, error: 
     )
 
 
-def through_middlewares(chain: Chain | None, invoke: Invoke) -> Invoke:
-    """Return ``invoke`` with middlewares around it, which see the request and the response but not the events."""
-    if chain is None:
+_THROUGH = """
+def through(message):
+    events = ()
+
+    def handle(message):
+        nonlocal events
+        response, events = invoke(message)
+        return response
+
+    response = {nested}
+    return response, events
+"""
+
+
+def through_middlewares(layers: Layers, invoke: Invoke) -> Invoke:
+    """Return ``invoke`` with middlewares around it, which see the request and the response but not the events.
+
+    What a middleware calls to go on keeps the events of the last call that succeeded. The nesting is written out, so
+    that a further middleware costs its own call and one more.
+    """
+    if not layers:
         return invoke
-    run = chain
-
-    def invoke_through(message: Any) -> Outcome:
-        events: Events = ()
-
-        # What a middleware's `handle` is: keeps the events of the last call that succeeded.
-        def handle(message: Any) -> Any:
-            nonlocal events
-            response, events = invoke(message)
-            return response
-
-        response = run(message, handle)
-        return response, events
-
-    return invoke_through
+    names: dict[str, Any] = {f"layer{number}": layer for number, layer in enumerate(layers)}
+    nested = "handle"
+    for name in reversed(names):
+        nested = f"{name}(message, {nested if nested == 'handle' else f'lambda message: {nested}'})"
+    return define("through", _THROUGH.format(nested=nested), {**names, "invoke": invoke})

@@ -25,7 +25,9 @@ def lazy_names(
             module_name = found_in[name]
         except KeyError:
             raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
-        return getattr(importlib.import_module(module_name), name)
+        value = getattr(importlib.import_module(module_name), name)
+        setattr(sys.modules[package], name, value)  # the next access finds it there and does not come here
+        return value
 
     def names() -> list[str]:
         return sorted({*vars(sys.modules[package]), *modules})

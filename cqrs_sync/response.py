@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import pydantic
+from cqrs_sync.lazy import lazy_names
+from cqrs_sync.models import DataclassMessage
 
-from cqrs_sync.models import DataclassMessage, PydanticMessage
+if TYPE_CHECKING:
+    from cqrs_sync.pydantic_response import PydanticResponse as PydanticResponse
+    from cqrs_sync.pydantic_response import Response as Response
+else:  # the first model makes pydantic load most of itself
+    __getattr__, __dir__ = lazy_names(
+        __name__, dict.fromkeys(("PydanticResponse", "Response"), "cqrs_sync.pydantic_response")
+    )
 
 
 class IResponse(abc.ABC):
@@ -24,15 +31,9 @@ class IResponse(abc.ABC):
         """Build the response from its fields."""
 
 
-class PydanticResponse(PydanticMessage, pydantic.BaseModel, IResponse):
-    """A response as a pydantic model; the default, also called ``Response``."""
-
-
 @dataclasses.dataclass
 class DCResponse(DataclassMessage, IResponse):
     """A response as a dataclass."""
 
-
-Response = PydanticResponse
 
 __all__ = ("DCResponse", "IResponse", "PydanticResponse", "Response")

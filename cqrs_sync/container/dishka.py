@@ -141,7 +141,7 @@ class DishkaCQRSContainer(PlanningContainer):
         """What calls a factory with its dependencies, past the cache of its scope."""
 
         def provider_of(key: DependencyKey) -> Provider:
-            return lambda memo: self._get(key.type_hint, key.component)
+            return lambda: self._get(key.type_hint, key.component)
 
         positional = [provider_of(key) for key in factory.dependencies]
         keywords = {name: provider_of(key) for name, key in factory.kw_dependencies.items()}

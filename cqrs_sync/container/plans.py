@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, TypeAlias, TypeVar
 from weakref import WeakSet
 
+from cqrs_sync.codegen import Recipe
 from cqrs_sync.errors import ConfigurationError, UnresolvableDependency, type_name
 
 T = TypeVar("T")
@@ -37,10 +38,8 @@ class Lasting:
         return self._provide()
 
 
-Memo: TypeAlias = dict[int, Any] | None
-"""What one resolve has built so far, where two consumers share it; None where nothing is shared."""
-
-Provider: TypeAlias = Callable[[Memo], Any]
+Provider: TypeAlias = Callable[[], Any]
+"""Returns an object, a new one or a shared one."""
 
 EMPTY: Any = inspect.Parameter.empty
 
@@ -75,6 +74,8 @@ class Plan:
 
 def parameters_of(builder: Callable[..., Any]) -> list[inspect.Parameter]:
     """The parameters that a call must or may fill, without ``*args`` and ``**kwargs``."""
+    if _initializer(builder) is object.__init__ and getattr(builder, "__new__", None) is object.__new__:
+        return []  # most handlers; a look at the signature would cost more than the rest of their plan
     try:
         parameters = inspect.signature(builder).parameters.values()
     except ValueError:  # a builtin without a signature
@@ -106,32 +107,9 @@ def _initializer(cls: Any) -> Any:
     return cls.__init__
 
 
-def construct(builder: Callable[..., Any], positional: list[Provider], keywords: dict[str, Provider]) -> Provider:
-    """Return a provider that calls ``builder`` with what the other providers return.
-
-    The common arities are spelled out: a call through ``*args`` costs twice as much.
-    """
-    if keywords:
-        named = tuple(keywords.items())
-        return lambda memo: builder(
-            *[provide(memo) for provide in positional], **{name: provide(memo) for name, provide in named}
-        )
-    match positional:
-        case []:
-            return lambda memo: builder()
-        case [one]:
-            return lambda memo: builder(one(memo))
-        case [one, two]:
-            return lambda memo: builder(one(memo), two(memo))
-        case [one, two, three]:
-            return lambda memo: builder(one(memo), two(memo), three(memo))
-        case _:
-            return lambda memo: builder(*[provide(memo) for provide in positional])
-
-
 def constant(value: Any) -> Provider:
     """Return a provider of one given object."""
-    return lambda memo: value
+    return lambda: value
 
 
 def arrange(
@@ -230,18 +208,19 @@ class PlanningContainer(abc.ABC):
         if annotation is not EMPTY:
             found = services.get(annotation) or self._provider(annotation)
             if found is not None:
-                resolve = found
-                return lambda memo: resolve()
+                return found
         if parameter.default is not EMPTY:
             return constant(parameter.default)
         raise unresolvable(owner, parameter.name, annotation)
 
 
-def finish(builder: Callable[..., Any], positional: list[Provider], keywords: dict[str, Provider]) -> Callable[[], Any]:
-    """Return the zero-argument form of ``construct``; the builder itself where it needs nothing."""
+def finish(builder: Callable[..., Any], positional: list[Provider], keywords: dict[str, Provider]) -> Provider:
+    """Return what calls ``builder`` with what the other providers return; the builder itself where it needs nothing."""
     if not positional and not keywords:
         return builder
-    return functools.partial(construct(builder, positional, keywords), None)
+    recipe = Recipe()
+    named = {name: recipe.call(provide) for name, provide in keywords.items()}
+    return recipe.build(recipe.call(builder, [recipe.call(provide) for provide in positional], named))
 
 
 def unresolvable(owner: Any, parameter: str, annotation: Any) -> UnresolvableDependency:

@@ -25,18 +25,15 @@ from weakref import WeakSet
 
 import punq
 
+from cqrs_sync.codegen import Recipe
 from cqrs_sync.container.plans import (
     EMPTY,
     Lasting,
-    Memo,
     PlanningContainer,
     Provider,
     Services,
     annotations_of,
     arrange,
-    constant,
-    construct,
-    finish,
     parameters_of,
     unresolvable,
 )
@@ -70,14 +67,24 @@ class PunqContainer(PlanningContainer):
         return _Compilation(self.external_container, services).compile(type_)
 
 
-class _Leaf:
-    """A part that needs nothing else: a default, a given value, a service of the unit of work."""
+class _Given:
+    """A part that is there already: a default, or an argument given with the registration."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def expression(self, recipe: Recipe) -> str:
+        return recipe.use(self._value)
+
+
+class _Provided:
+    """A part that comes from elsewhere at each resolve: from the unit of work, or once for all."""
 
     def __init__(self, provider: Provider) -> None:
         self._provider = provider
 
-    def provider(self) -> Provider:
-        return self._provider
+    def expression(self, recipe: Recipe) -> str:
+        return recipe.call(self._provider)
 
 
 class _Build:
@@ -89,27 +96,20 @@ class _Build:
         self.keywords: dict[str, _Part] = {}
         self.consumers = 1
 
-    def arguments(self) -> tuple[list[Provider], dict[str, Provider]]:
-        return (
-            [part.provider() for part in self.positional],
-            {name: part.provider() for name, part in self.keywords.items()},
+    def expression(self, recipe: Recipe) -> str:
+        return self._call(recipe) if self.consumers == 1 else recipe.keep(self, lambda: self._call(recipe))
+
+    def _call(self, recipe: Recipe) -> str:
+        positional = [part.expression(recipe) for part in self.positional]
+        return recipe.call(
+            self.builder, positional, {name: part.expression(recipe) for name, part in self.keywords.items()}
         )
 
     def provider(self) -> Provider:
-        provider = construct(self.builder, *self.arguments())
-        return provider if self.consumers == 1 else _once_per_resolve(provider, id(self))
-
-
-class _Single:
-    """A part that is built once for all; kept in punq's own dictionary of singletons."""
-
-    def __init__(self, build: _Build, singletons: dict[Any, Any], registration: Any) -> None:
-        self._build = build
-        self._singletons = singletons
-        self._registration = registration
-
-    def provider(self) -> Provider:
-        return _once_for_all(self._build.provider(), self._singletons, self._registration)
+        if not self.positional and not self.keywords:
+            return self.builder
+        recipe = Recipe()
+        return recipe.build(self.expression(recipe))
 
 
 class _All:
@@ -118,17 +118,11 @@ class _All:
     def __init__(self, parts: list[_Part]) -> None:
         self._parts = parts
 
-    def provider(self) -> Provider:
-        providers = [part.provider() for part in self._parts]
-
-        def provide(_: Memo) -> list[Any]:
-            own: Memo = {}
-            return [element(own) for element in providers]
-
-        return provide
+    def expression(self, recipe: Recipe) -> str:
+        return f"[{', '.join(part.expression(recipe) for part in self._parts)}]"
 
 
-_Part: TypeAlias = _Leaf | _Build | _Single | _All
+_Part: TypeAlias = _Given | _Provided | _Build | _All
 
 
 class _Compilation:
@@ -147,7 +141,6 @@ class _Compilation:
         self._singleton = singleton
         self._remaining: dict[Any, list[Any]] = {}
         self._built: dict[Any, _Part] = {}
-        self._shares = False
 
     def compile(self, type_: Any) -> Callable[[], Any]:
         """Return the function that resolves the type, registered or not."""
@@ -158,12 +151,10 @@ class _Compilation:
             part = self._unregistered(type_)
         else:
             raise UnresolvableDependency(type_, None, type_, "is not registered in the container")
-        if self._shares:
-            provider = part.provider()
-            return lambda: provider({})
         if isinstance(part, _Build):
-            return finish(part.builder, *part.arguments())
-        return functools.partial(part.provider(), None)
+            return part.provider()
+        recipe = Recipe()
+        return recipe.build(part.expression(recipe))
 
     def _next(self, service: Any) -> Any:
         if service not in self._remaining:
@@ -184,7 +175,7 @@ class _Compilation:
         if registration is not None and all(registration is not open_one for _, open_one in self._path):
             return self._registered(registration)
         if parameter.default is not EMPTY:
-            return _Leaf(constant(parameter.default))
+            return _Given(parameter.default)
         steps = [step for step, _ in self._path]
         if service in steps:
             circle = " -> ".join(type_name(step) for step in (*steps[steps.index(service) :], service))
@@ -203,12 +194,11 @@ class _Compilation:
                 f"{type_name(service)} lives for one unit of work and {type_name(self._singleton)} is a singleton "
                 "that would keep it for ever; register that one as transient",
             )
-        return _Leaf(lambda memo: provide())
+        return _Provided(provide)
 
     def _share(self, part: _Part) -> _Part:
         if isinstance(part, _Build):
             part.consumers += 1
-            self._shares = True
         return part
 
     def _registered(self, registration: Any) -> _Part:
@@ -217,7 +207,8 @@ class _Compilation:
             # What a singleton is made of is not shared with whatever happens to be resolved first.
             inner = _Compilation(self._container, self._services, self._path, registration.service)
             inner._remaining = self._remaining
-            part = _Single(inner._build(registration), self._container._singletons, registration)
+            build = inner._build(registration)
+            part = _Provided(_once_for_all(build.provider(), self._container._singletons, registration))
         else:
             part = self._build(registration)
         if registration.cache:
@@ -240,19 +231,20 @@ class _Compilation:
         needs: dict[str, Any],
         given: dict[str, Any],
     ) -> _Build:
+        owner = builder if isinstance(builder, type) else service
+        if given:
+            named = {parameter.name for parameter in parameters_of(builder)}
+            builder = functools.partial(builder, **{name: given[name] for name in given if name not in named})
         build = _Build(builder)
         outer, self._path = self._path, (*self._path, (service, registration))
-        owner = builder if isinstance(builder, type) else service
         build.positional, build.keywords = arrange(builder, lambda p: self._argument(p, owner, needs, given))
-        named = {parameter.name for parameter in parameters_of(builder)}
-        build.keywords |= {name: _Leaf(constant(value)) for name, value in given.items() if name not in named}
         self._path = outer
         return build
 
     def _argument(self, parameter: Parameter, owner: Any, needs: dict[str, Any], given: dict[str, Any]) -> _Part:
         name = parameter.name
         if name in given:
-            return _Leaf(constant(given[name]))
+            return _Given(given[name])
         if name in needs:
             return self._service(needs[name], owner, parameter)
         if parameter.default is EMPTY and not _registrations(self._container, name):
@@ -264,28 +256,18 @@ class _Compilation:
         return _All([elements._registered(registration) for registration in _registrations(self._container, service)])
 
 
-def _once_per_resolve(provide: Provider, key: int) -> Provider:
-    def shared(memo: Memo) -> Any:
-        assert memo is not None  # compile() hands out a dictionary wherever something is shared
-        if key not in memo:
-            memo[key] = provide(memo)
-        return memo[key]
-
-    return shared
-
-
 def _once_for_all(provide: Provider, singletons: dict[Any, Any], registration: Any) -> Provider:
     key = id(registration)  # punq's own key
     # One lock per dictionary: parent and child containers share both. Reentrant, as singletons need singletons.
     lock = singletons.setdefault(_LOCK, threading.RLock())
 
-    def single(_: Memo) -> Any:
+    def single() -> Any:
         try:
             return singletons[key]
         except KeyError:
             pass
         with lock:
-            return singletons[key] if key in singletons else singletons.setdefault(key, provide({}))
+            return singletons[key] if key in singletons else singletons.setdefault(key, provide())
 
     single.registration = registration  # type: ignore[attr-defined]  # its id must not be used again
     return single

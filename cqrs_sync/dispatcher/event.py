@@ -9,7 +9,7 @@ from cqrs_sync.events.event import IEvent
 from cqrs_sync.events.event_emitter import EventEmitter
 from cqrs_sync.events.event_processor import EventProcessor
 from cqrs_sync.events.map import EventMap
-from cqrs_sync.middlewares.base import MiddlewareChain
+from cqrs_sync.middlewares.base import MiddlewareChain, compose
 
 
 class EventDispatcher:
@@ -37,7 +37,7 @@ class EventDispatcher:
         self._processor = event_processor or EventProcessor(
             event_emitter=EventEmitter(event_map, container, scope_strategy=scope_strategy), event_errors="raise"
         )
-        self._chain = (middleware_chain or MiddlewareChain()).compile()
+        self._chain = compose((middleware_chain or MiddlewareChain()).compile())
 
     def dispatch(self, event: IEvent) -> None:
         """Handle an event.

@@ -60,7 +60,7 @@ class RequestDispatcher:
     ) -> None:
         self._request_map = request_map
         self.scoping = Scoping(container, scope_strategy, unit_of_work)
-        self._chain = (middleware_chain or MiddlewareChain()).compile()
+        self._layers = (middleware_chain or MiddlewareChain()).compile()
         self._stage = stage
         self.invokes: dict[type, Invoke] = _Invokes(self._find)
         """What handles each request class, found on first use; a mediator may call it without :meth:`dispatch`."""
@@ -96,8 +96,8 @@ class RequestDispatcher:
             )
         if isinstance(binding, type):
             _refuse_streaming(binding)
-            return through_middlewares(self._chain, invoke_handler(self.scoping, binding, self._stage))
-        return through_middlewares(self._chain, invoke_chain(self.scoping, binding, self._stage))
+            return through_middlewares(self._layers, invoke_handler(self.scoping, binding, self._stage))
+        return through_middlewares(self._layers, invoke_chain(self.scoping, binding, self._stage))
 
 
 def _refuse_streaming(handler: type) -> None:

@@ -13,7 +13,7 @@ from cqrs_sync.dispatcher.models import RequestDispatchResult
 from cqrs_sync.errors import RequestHandlerDoesNotExist, RequestHandlerTypeError, type_name
 from cqrs_sync.events.emits_events import events_of
 from cqrs_sync.invocation import Events, HandlerFactory, Stage, log_fallback
-from cqrs_sync.middlewares.base import MiddlewareChain
+from cqrs_sync.middlewares.base import MiddlewareChain, compose
 from cqrs_sync.requests.fallback import RequestHandlerFallback
 from cqrs_sync.requests.map import RequestMap
 from cqrs_sync.requests.request import IRequest
@@ -43,7 +43,7 @@ class StreamingRequestDispatcher:
     ) -> None:
         self._request_map = request_map
         self.scoping = Scoping(container, scope_strategy, unit_of_work)
-        self._chain = (middleware_chain or MiddlewareChain()).compile()
+        self._chain = compose((middleware_chain or MiddlewareChain()).compile())
         self._stage = stage
         self._streams: dict[type, Stream] = {}
 

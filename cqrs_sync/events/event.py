@@ -21,7 +21,31 @@ import pydantic
 from typing_extensions import TypeVar
 
 from cqrs_sync.generics import type_arguments
-from cqrs_sync.models import DataclassMessage, PydanticMessage
+from cqrs_sync.lazy import lazy_names
+from cqrs_sync.models import DataclassMessage
+
+if TYPE_CHECKING:
+    from cqrs_sync.events.pydantic_event import DomainEvent as DomainEvent
+    from cqrs_sync.events.pydantic_event import Event as Event
+    from cqrs_sync.events.pydantic_event import NotificationEvent as NotificationEvent
+    from cqrs_sync.events.pydantic_event import PydanticDomainEvent as PydanticDomainEvent
+    from cqrs_sync.events.pydantic_event import PydanticEvent as PydanticEvent
+    from cqrs_sync.events.pydantic_event import PydanticNotificationEvent as PydanticNotificationEvent
+else:  # the first model makes pydantic load most of itself
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        dict.fromkeys(
+            (
+                "DomainEvent",
+                "Event",
+                "NotificationEvent",
+                "PydanticDomainEvent",
+                "PydanticEvent",
+                "PydanticNotificationEvent",
+            ),
+            "cqrs_sync.events.pydantic_event",
+        ),
+    )
 
 PayloadT = TypeVar("PayloadT", default=Any)
 
@@ -87,49 +111,6 @@ class INotificationEvent(IEvent, Generic[PayloadT]):
         raise NotImplementedError(f"{cls.__name__}.from_proto() must be overridden to read it from protobuf")
 
 
-class PydanticEvent(PydanticMessage, pydantic.BaseModel, IEvent):
-    """An event as an immutable pydantic model; the default, also called ``Event``.
-
-    An event that derives from this class alone needs a handler: where none is bound, emitting it is an error.
-    """
-
-    # Not frozen=True in the class line: type checkers would ask for it in every derived event.
-    model_config = pydantic.ConfigDict(frozen=True)
-
-
-class PydanticDomainEvent(PydanticEvent, IDomainEvent):
-    """A domain event as an immutable pydantic model; the default, also called ``DomainEvent``.
-
-    >>> class OrderPlaced(PydanticDomainEvent):
-    ...     order_id: str
-    >>> OrderPlaced(order_id="o1")
-    OrderPlaced(order_id='o1')
-    """
-
-
-class PydanticNotificationEvent(PydanticEvent, INotificationEvent[PayloadT], Generic[PayloadT]):
-    """A notification event as an immutable pydantic model; the default, also called ``NotificationEvent``.
-
-    >>> event = PydanticNotificationEvent[dict[str, int]](event_name="user_joined", payload={"user": 1})
-    >>> event.topic, event.event_timestamp.tzinfo
-    ('output_topic', datetime.timezone.utc)
-    """
-
-    model_config = pydantic.ConfigDict(from_attributes=True)
-
-    payload: PayloadT
-    event_name: str
-    event_id: uuid.UUID = pydantic.Field(default_factory=uuid.uuid4)
-    event_timestamp: pydantic.AwareDatetime = pydantic.Field(default_factory=utc_now)
-    topic: str = pydantic.Field(default_factory=default_topic)
-    partition_key: str | None = None
-    headers: Mapping[str, str] = pydantic.Field(default_factory=dict)
-
-    # pydantic would hash all fields, and a payload need not be hashable.
-    def __hash__(self) -> int:
-        return hash(self.event_id)
-
-
 @dataclasses.dataclass(frozen=True)
 class DCEvent(DataclassMessage, IEvent):
     """An event as a frozen dataclass; decorate your subclass with ``@dataclass(frozen=True)`` too."""
@@ -164,10 +145,6 @@ class DCNotificationEvent(DCEvent, INotificationEvent[PayloadT], Generic[Payload
         if payload and "payload" not in own and not isinstance(payload[0], _TYPE_VARIABLES):
             cls.__annotations__ = {**own, "payload": payload[0]}
 
-
-Event = PydanticEvent
-DomainEvent = PydanticDomainEvent
-NotificationEvent = PydanticNotificationEvent
 
 __all__ = (
     "DCDomainEvent",

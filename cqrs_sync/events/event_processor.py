@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -19,7 +18,7 @@ from cqrs_sync.errors import (
 from cqrs_sync.events.event import IEvent
 from cqrs_sync.events.event_emitter import EventEmitter, Find, Target
 from cqrs_sync.events.map import EventMap
-from cqrs_sync.executors import Executor, InCallerThread, InPool, Job, WorkerContext
+from cqrs_sync.executors import Executor, InCallerThread, InPool, WorkerContext
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +48,10 @@ class Trail(NamedTuple):
             found.append(trail.event_type)
             trail = trail.before
         return found[::-1]
+
+
+Job: TypeAlias = tuple[Target, IEvent, Trail | None]
+"""Where one event goes, and what led to it."""
 
 
 class EventProcessor:
@@ -126,7 +129,7 @@ class EventProcessor:
             EventHandlingError: the broker failed and errors are raised.
         """
         batch = _Batch(self, shared=None)
-        jobs = [functools.partial(batch.take, target, event, None) for target, event in deferred]
+        jobs: list[Job] = [(target, event, None) for target, event in deferred]
         deferred.clear()
         self._run(batch, jobs, response)
 
@@ -140,7 +143,7 @@ class EventProcessor:
         self._run(batch, batch.jobs(events, find, None), response)
 
     def _run(self, batch: _Batch, jobs: Sequence[Job], response: Any) -> None:
-        self._executor.run(jobs)
+        self._executor.run(batch.take, jobs)
         errors = batch.errors
         if errors and (not batch.isolates or any(isinstance(error, _WIRING_ERRORS) for error in errors)):
             group = EventHandlingError("event handlers failed", errors)
@@ -185,17 +188,21 @@ class _Batch:
 
     def jobs(self, events: Sequence[IEvent], find: Find, trail: Trail | None) -> list[Job]:
         """One job for each place each event goes to; what is published inside a transaction is put off instead."""
+        deferred = self._deferred
+        if deferred is None:
+            return [(target, event, trail) for event in events for target in find(type(event))]
         jobs: list[Job] = []
         for event in events:
             for target in find(type(event)):
-                if target.publishes and self._deferred is not None:
-                    self._deferred.append((target, event))
+                if target.publishes:
+                    deferred.append((target, event))
                 else:
-                    jobs.append(functools.partial(self.take, target, event, trail))
+                    jobs.append((target, event, trail))
         return jobs
 
-    def take(self, target: Target, event: IEvent, trail: Trail | None) -> Sequence[Job]:
+    def take(self, job: Job) -> Sequence[Job]:
         """Take one event to one place and return the jobs of its follow-ups."""
+        target, event, trail = job
         try:
             events = target.invoke(event)[1]
             return self.follow_ups(event, events, trail) if events else ()

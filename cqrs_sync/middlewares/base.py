@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from cqrs_sync.errors import ConfigurationError, type_name
@@ -10,8 +10,11 @@ from cqrs_sync.errors import ConfigurationError, type_name
 HandleType: TypeAlias = Callable[[Any], Any]
 """What a middleware calls to go on: takes the request, returns the response."""
 
-Chain: TypeAlias = Callable[[Any, HandleType], Any]
-"""A compiled chain: takes the request and what to call at its end."""
+Layer: TypeAlias = Callable[[Any, HandleType], Any]
+"""A middleware's call, or several of them as one: takes the request and what to call to go on."""
+
+Layers: TypeAlias = Sequence[Layer]
+"""The calls of a chain's middlewares, outermost first."""
 
 
 class Middleware(Protocol):
@@ -49,13 +52,13 @@ class MiddlewareChain:
 
     def wrap(self, handle: HandleType) -> HandleType:
         """Return ``handle`` with all middlewares around it."""
-        chain = _compose(self._middlewares)
+        chain = compose([middleware.__call__ for middleware in self._middlewares])
         return (lambda request: chain(request, handle)) if chain else handle
 
-    def compile(self) -> Chain | None:
-        """Return the chain as one function, or None where there is no middleware. Later changes are refused."""
+    def compile(self) -> Layers:
+        """Return the middlewares' calls, outermost first. Later changes of the chain are refused."""
         self._compiled = True
-        return _compose(self._middlewares)
+        return [middleware.__call__ for middleware in self._middlewares]
 
     def _check_open(self) -> None:
         if self._compiled:
@@ -74,16 +77,12 @@ def _checked(middleware: Any) -> Middleware:
     return checked
 
 
-def _compose(middlewares: list[Middleware]) -> Chain | None:
-    """Nest the middlewares once, so that a call makes no wrapper for the innermost and one for each further."""
-    if not middlewares:
+def compose(layers: Layers) -> Layer | None:
+    """Return middlewares nested into one, or None where there is none."""
+    if not layers:
         return None
-    first, rest = middlewares[0].__call__, _compose(middlewares[1:])
+    first, rest = layers[0], compose(layers[1:])
     if rest is None:
         return first
     inner = rest
-
-    def chain(request: Any, handle: HandleType) -> Any:
-        return first(request, lambda request: inner(request, handle))
-
-    return chain
+    return lambda request, handle: first(request, lambda request: inner(request, handle))

@@ -7,11 +7,18 @@ from cqrs_sync.requests.cor_request_handler import CORRequestHandler
 from cqrs_sync.requests.fallback import RequestHandlerFallback
 from cqrs_sync.requests.map import RequestMap
 from cqrs_sync.requests.mermaid import CoRMermaid
-from cqrs_sync.requests.request import DCRequest, IRequest, PydanticRequest, Request
+from cqrs_sync.requests.request import DCRequest, IRequest
 from cqrs_sync.requests.request_handler import RequestHandler, StreamingRequestHandler
 
-if not TYPE_CHECKING:  # a type checker should see that there is no such name yet
-    __getattr__, __dir__ = _lazy_names(__name__, {}, later={"SagaMap": "cqrs_sync.saga"})
+if TYPE_CHECKING:
+    from cqrs_sync.requests.pydantic_request import PydanticRequest as PydanticRequest
+    from cqrs_sync.requests.pydantic_request import Request as Request
+else:  # the first model makes pydantic load most of itself; a type checker should see that there is no SagaMap yet
+    __getattr__, __dir__ = _lazy_names(
+        __name__,
+        dict.fromkeys(("PydanticRequest", "Request"), "cqrs_sync.requests.pydantic_request"),
+        later={"SagaMap": "cqrs_sync.saga"},
+    )
 
 __all__ = (
     "CORRequestHandler",

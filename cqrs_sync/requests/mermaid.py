@@ -10,7 +10,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pydantic import BaseModel
+import pydantic
 
 from cqrs_sync.errors import RequestHandlerTypeError, type_name
 from cqrs_sync.generics import type_arguments
@@ -154,7 +154,7 @@ def _is_union(annotation: Any) -> bool:
 
 
 def _fields(message: type) -> list[tuple[str, Any]]:
-    if issubclass(message, BaseModel):
+    if issubclass(message, pydantic.BaseModel):
         return [(name, field.annotation) for name, field in message.model_fields.items()]
     if not dataclasses.is_dataclass(message):
         return []

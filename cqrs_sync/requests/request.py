@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from typing import Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
-import pydantic
-
-from cqrs_sync.models import DataclassMessage, PydanticMessage
+from cqrs_sync.lazy import lazy_names
+from cqrs_sync.models import DataclassMessage
 from cqrs_sync.types import ReqT, ResT
+
+if TYPE_CHECKING:
+    from cqrs_sync.requests.pydantic_request import PydanticRequest as PydanticRequest
+    from cqrs_sync.requests.pydantic_request import Request as Request
+else:  # the first model makes pydantic load most of itself
+    __getattr__, __dir__ = lazy_names(
+        __name__, dict.fromkeys(("PydanticRequest", "Request"), "cqrs_sync.requests.pydantic_request")
+    )
 
 
 class IRequest(abc.ABC, Generic[ResT]):
@@ -29,16 +36,6 @@ class IRequest(abc.ABC, Generic[ResT]):
         """Build the request from its fields."""
 
 
-class PydanticRequest(PydanticMessage, pydantic.BaseModel, IRequest[ResT], Generic[ResT]):
-    """A request as a pydantic model; the default, also called ``Request``.
-
-    >>> class GetUser(PydanticRequest[str]):
-    ...     user_id: int
-    >>> GetUser(user_id=7).to_dict()
-    {'user_id': 7}
-    """
-
-
 @dataclasses.dataclass
 class DCRequest(DataclassMessage, IRequest[ResT], Generic[ResT]):
     """A request as a dataclass.
@@ -50,7 +47,5 @@ class DCRequest(DataclassMessage, IRequest[ResT], Generic[ResT]):
     GetUser(user_id=7)
     """
 
-
-Request = PydanticRequest
 
 __all__ = ("DCRequest", "IRequest", "PydanticRequest", "ReqT", "Request", "ResT")

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
-from pydantic import BaseModel
+import pydantic
 from pydantic_core import PydanticSerializationError, from_json
 
 from cqrs_sync.models import DataclassMessage
@@ -97,7 +97,7 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((str(key), child) for key, child in value.items())
     elif isinstance(value, Sequence | Set) and not isinstance(value, str | bytes | bytearray | memoryview):
         yield from ((f"[{index}]", child) for index, child in enumerate(value))
-    elif isinstance(value, BaseModel):
+    elif isinstance(value, pydantic.BaseModel):
         yield from ((name, getattr(value, name)) for name in type(value).model_fields)
     elif dataclasses.is_dataclass(value):
         yield from ((field.name, getattr(value, field.name)) for field in dataclasses.fields(value))

@@ -7,15 +7,24 @@ import contextvars
 import gc
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeAlias
 
 import pytest
 
 from cqrs_sync.errors import CloseTimeout, ConfigurationError, MediatorClosed
-from cqrs_sync.executors import InCallerThread, InPool, Job, inside_a_job
+from cqrs_sync.executors import InCallerThread, InPool, inside_a_job
 
 WAIT = 10.0
 """Seconds after which a test that hangs fails; never reached by one that passes."""
+
+
+Job: TypeAlias = Callable[[], "Iterable[Any]"]
+
+
+def call(function: Job) -> Iterable[Job]:
+    """The step of these tests: an item is a function that returns further ones."""
+    return function()
 
 
 def job(function: Callable[[], object], *further: Job) -> Job:
@@ -61,7 +70,7 @@ def test_every_job_and_every_further_job_runs_once(executor: InCallerThread | In
     seen: list[str] = []
     leaf = job(lambda: seen.append("leaf"))
     branch = job(lambda: seen.append("branch"), leaf, leaf)
-    executor.run([branch, leaf, branch])
+    executor.run(call, [branch, leaf, branch])
     assert sorted(seen) == ["branch"] * 2 + ["leaf"] * 5
     executor.close(WAIT)
 
@@ -69,7 +78,7 @@ def test_every_job_and_every_further_job_runs_once(executor: InCallerThread | In
 def test_further_jobs_go_to_the_end_of_the_queue() -> None:
     """In the caller's thread the order is that of one queue."""
     seen: list[int] = []
-    InCallerThread().run([job(lambda: seen.append(1), job(lambda: seen.append(3))), job(lambda: seen.append(2))])
+    InCallerThread().run(call, [job(lambda: seen.append(1), job(lambda: seen.append(3))), job(lambda: seen.append(2))])
     assert seen == [1, 2, 3]
 
 
@@ -77,28 +86,28 @@ def test_a_pool_of_one_place_keeps_the_order() -> None:
     """Jobs start in the order of the queue."""
     pool = InPool(1)
     seen: list[int] = []
-    pool.run([job(lambda n=n: seen.append(n), job(lambda n=n: seen.append(n + 10))) for n in range(10)])
+    pool.run(call, [job(lambda n=n: seen.append(n), job(lambda n=n: seen.append(n + 10))) for n in range(10)])
     assert seen == list(range(20))
     pool.close(WAIT)
 
 
 def test_nothing_to_do_needs_no_thread(pool: InPool) -> None:
     """An empty run returns at once."""
-    pool.run([])
+    pool.run(call, [])
     assert threading.active_count() == 1
 
 
 def test_jobs_run_beside_each_other_up_to_the_size(pool: InPool) -> None:
     """Three jobs that wait for each other need three places."""
     barrier = threading.Barrier(3)
-    pool.run([job(lambda: barrier.wait(WAIT)) for _ in range(6)])
+    pool.run(call, [job(lambda: barrier.wait(WAIT)) for _ in range(6)])
     assert barrier.broken is False
 
 
 def test_the_caller_takes_part(pool: InPool) -> None:
     """One job alone is run by the caller itself."""
     threads: list[str] = []
-    pool.run([job(lambda: threads.append(threading.current_thread().name))])
+    pool.run(call, [job(lambda: threads.append(threading.current_thread().name))])
     assert threads == [threading.current_thread().name]
 
 
@@ -111,7 +120,7 @@ def test_at_most_size_jobs_run_at_once_over_all_callers(pool: InPool) -> None:
             turn.wait(0.001)
 
     turn = threading.Event()
-    callers = [threading.Thread(target=pool.run, args=([job(work) for _ in range(10)],)) for _ in range(12)]
+    callers = [threading.Thread(target=pool.run, args=(call, [job(work) for _ in range(10)])) for _ in range(12)]
     for caller in callers:
         caller.start()
     for caller in callers:
@@ -131,10 +140,22 @@ def test_a_caller_without_a_place_waits_for_pool_threads_to_do_its_jobs() -> Non
         leave.wait(WAIT)
         order.append("first")
 
-    one = threading.Thread(target=pool.run, args=([job(first)],))
+    one = threading.Thread(
+        target=pool.run,
+        args=(
+            call,
+            [job(first)],
+        ),
+    )
     one.start()
     assert entered.wait(WAIT)
-    two = threading.Thread(target=pool.run, args=([job(lambda: order.append("second"))],))
+    two = threading.Thread(
+        target=pool.run,
+        args=(
+            call,
+            [job(lambda: order.append("second"))],
+        ),
+    )
     two.start()
     leave.set()
     one.join(WAIT)
@@ -153,9 +174,9 @@ def test_nested_runs_finish_at_any_depth(size: int) -> None:
         with gauge:
             pass
         if depth:
-            pool.run([job(lambda: descend(depth - 1)) for _ in range(2)])
+            pool.run(call, [job(lambda: descend(depth - 1)) for _ in range(2)])
 
-    pool.run([job(lambda: descend(6)) for _ in range(4)])
+    pool.run(call, [job(lambda: descend(6)) for _ in range(4)])
     assert gauge.total == 4 * (2**7 - 1)
     pool.close(WAIT)
 
@@ -169,12 +190,18 @@ def test_two_pools_that_call_each_other_do_not_deadlock() -> None:
     def crossing(other: InPool) -> Callable[[], None]:
         def run() -> None:
             all_in.wait(WAIT)  # all places of both pools are taken
-            other.run([job(lambda: done.append("nested"))])
+            other.run(call, [job(lambda: done.append("nested"))])
 
         return run
 
     callers = [
-        threading.Thread(target=pool.run, args=([job(crossing(other)), job(crossing(other))],))
+        threading.Thread(
+            target=pool.run,
+            args=(
+                call,
+                [job(crossing(other)), job(crossing(other))],
+            ),
+        )
         for pool, other in ((left, right), (right, left))
     ]
     for caller in callers:
@@ -190,7 +217,7 @@ def test_follow_ups_of_one_job_spread_over_the_pool(pool: InPool) -> None:
     """Further jobs invite further threads."""
     barrier = threading.Barrier(3)
     wait = job(lambda: barrier.wait(WAIT))
-    pool.run([job(lambda: None, wait, wait, wait)])
+    pool.run(call, [job(lambda: None, wait, wait, wait)])
 
 
 def test_an_exception_stops_what_is_queued_and_reaches_the_caller(pool: InPool) -> None:
@@ -202,9 +229,9 @@ def test_an_exception_stops_what_is_queued_and_reaches_the_caller(pool: InPool) 
 
     one_place = InPool(1)
     with pytest.raises(KeyboardInterrupt, match="stop"):
-        one_place.run([job(fail), job(lambda: seen.append(1))])
+        one_place.run(call, [job(fail), job(lambda: seen.append(1))])
     assert seen == []
-    one_place.run([job(lambda: seen.append(2))])
+    one_place.run(call, [job(lambda: seen.append(2))])
     assert seen == [2]
     one_place.close(WAIT)
 
@@ -220,7 +247,7 @@ def test_an_exception_on_a_pool_thread_reaches_the_caller(pool: InPool) -> None:
             raise SystemExit(3)
 
     with pytest.raises(SystemExit):
-        pool.run([job(run), job(run)])
+        pool.run(call, [job(run), job(run)])
 
 
 def test_a_caller_that_is_interrupted_drops_what_is_queued() -> None:
@@ -239,7 +266,7 @@ def test_a_caller_that_is_interrupted_drops_what_is_queued() -> None:
         leave.wait(WAIT)
 
     with pytest.raises(KeyboardInterrupt):
-        pool.run([job(run), job(run), *[job(lambda: later.append(1)) for _ in range(50)]])
+        pool.run(call, [job(run), job(run), *[job(lambda: later.append(1)) for _ in range(50)]])
     pool.close(WAIT)
     assert len(later) < 50
 
@@ -256,7 +283,7 @@ def test_context_variables_reach_every_job_and_do_not_come_back(pool: InPool) ->
         seen.append(variable.get())
         variable.set("job's")
 
-    pool.run([job(run) for _ in range(3)])
+    pool.run(call, [job(run) for _ in range(3)])
     assert seen == ["caller's"] * 3
     assert variable.get() == "caller's"
 
@@ -280,7 +307,7 @@ def test_worker_context_surrounds_jobs_on_pool_threads_only() -> None:
         barrier.wait(WAIT)
         ran.append(threading.get_ident())
 
-    pool.run([job(run), job(run)])
+    pool.run(call, [job(run), job(run)])
     assert entered == left == [ident for ident in ran if ident != threading.get_ident()]
     assert len(entered) == 1
     pool.close(WAIT)
@@ -298,7 +325,7 @@ def test_a_worker_context_that_fails_is_not_swallowed() -> None:
 
     pool = InPool(2, around)
     with pytest.raises(LookupError, match="no connection"):
-        pool.run([job(lambda: tried.wait(WAIT)), job(lambda: None)])
+        pool.run(call, [job(lambda: tried.wait(WAIT)), job(lambda: None)])
     pool.close(WAIT)
 
 
@@ -306,13 +333,13 @@ def test_close_leaves_no_thread_and_refuses_further_jobs() -> None:
     """Closing twice is harmless."""
     pool = InPool(2, name="cqrs-mine")
     barrier = threading.Barrier(2)
-    pool.run([job(lambda: barrier.wait(WAIT)) for _ in range(2)])
+    pool.run(call, [job(lambda: barrier.wait(WAIT)) for _ in range(2)])
     assert any(thread.name.startswith("cqrs-mine") for thread in threading.enumerate())
     pool.close(WAIT)
     pool.close(WAIT)
     assert not any(thread.name.startswith("cqrs-mine") for thread in threading.enumerate())
     with pytest.raises(MediatorClosed):
-        pool.run([job(lambda: None)])
+        pool.run(call, [job(lambda: None)])
 
 
 def test_close_waits_for_jobs_at_work_and_lets_them_nest() -> None:
@@ -324,9 +351,15 @@ def test_close_waits_for_jobs_at_work_and_lets_them_nest() -> None:
     def run() -> None:
         entered.set()
         leave.wait(WAIT)
-        pool.run([job(lambda: nested.append(1))])
+        pool.run(call, [job(lambda: nested.append(1))])
 
-    caller = threading.Thread(target=pool.run, args=([job(run)],))
+    caller = threading.Thread(
+        target=pool.run,
+        args=(
+            call,
+            [job(run)],
+        ),
+    )
     caller.start()
     assert entered.wait(WAIT)
     with pytest.raises(CloseTimeout) as caught:
@@ -349,7 +382,7 @@ def test_close_inside_a_job_is_refused(pool: InPool) -> None:
         except ConfigurationError as error:
             errors.append(error)
 
-    pool.run([job(run)])
+    pool.run(call, [job(run)])
     assert "inside an event handler" in str(errors[0])
     assert not inside_a_job()
 
@@ -358,7 +391,7 @@ def test_a_pool_that_is_forgotten_warns_and_ends_its_threads() -> None:
     """Forgetting close() is a ResourceWarning."""
     pool = InPool(2, name="cqrs-forgotten")
     barrier = threading.Barrier(2)
-    pool.run([job(lambda: barrier.wait(WAIT)) for _ in range(2)])
+    pool.run(call, [job(lambda: barrier.wait(WAIT)) for _ in range(2)])
     threads = [thread for thread in threading.enumerate() if thread.name.startswith("cqrs-forgotten")]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -375,10 +408,17 @@ def test_the_caller_does_it_all_when_no_thread_can_be_started(monkeypatch: pytes
     pool = InPool(2)
     threads: set[int] = set()
     monkeypatch.setattr(InPool, "_threads", _shutting_down)
-    pool.run([job(lambda: threads.add(threading.get_ident()), job(lambda: None), job(lambda: None)) for _ in range(5)])
+    note = job(lambda: threads.add(threading.get_ident()), job(lambda: None), job(lambda: None))
+    pool.run(call, [note] * 5)
     assert threads == {threading.get_ident()}
     with pool._places, pool._places:  # both places are taken: the caller waits for one
-        caller = threading.Thread(target=pool.run, args=([job(lambda: threads.add(threading.get_ident()))],))
+        caller = threading.Thread(
+            target=pool.run,
+            args=(
+                call,
+                [job(lambda: threads.add(threading.get_ident()))],
+            ),
+        )
         caller.start()
     caller.join(WAIT)
     assert len(threads) == 2
@@ -411,5 +451,5 @@ def test_a_caller_that_waits_comes_back_for_further_jobs(monkeypatch: pytest.Mon
         assert callers_is_done.wait(WAIT)
         return meet, meet
 
-    pool.run([run, run])
+    pool.run(call, [run, run])
     pool.close(WAIT)

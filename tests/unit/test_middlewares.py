@@ -14,6 +14,7 @@ import cqrs_sync as cqrs
 from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.events.bootstrap import bootstrap as bootstrap_events
 from cqrs_sync.middlewares import LoggingMiddleware, MiddlewareChain
+from cqrs_sync.middlewares.base import compose
 from cqrs_sync.requests.bootstrap import bootstrap, bootstrap_streaming
 from tests.unit.shop import Do, DoHandler, Happened, event_handler
 
@@ -76,12 +77,12 @@ def test_chain_keeps_no_list_of_somebody_else() -> None:
 
 def test_compiled_chain_is_nothing_where_there_is_no_middleware() -> None:
     """So that a call without middlewares costs nothing."""
-    assert MiddlewareChain().compile() is None
+    assert compose(MiddlewareChain().compile()) is None
 
 
 def test_compiled_chain_takes_what_is_at_its_end_with_each_call() -> None:
     """One chain serves every handler."""
-    compiled = MiddlewareChain([adding("a"), adding("b")]).compile()
+    compiled = compose(MiddlewareChain([adding("a"), adding("b")]).compile())
     assert compiled is not None
     assert compiled("r", str) == "rabBA"
     assert compiled("r", str.upper) == "RABBA"
@@ -429,3 +430,27 @@ def test_added_logging_is_innermost(debug: pytest.LogCaptureFixture) -> None:
 
     bootstrap(punq.Container(), middlewares=[renames], commands_mapper=lambda m: m.bind(Do, DoHandler)).send(Do())
     assert logged(debug)[0][1]["answer"] == "renamed"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
+def test_any_number_of_middlewares_nest_in_order(count: int) -> None:
+    """The nesting is written out, whatever its depth."""
+    order: list[str] = []
+
+    def layer(letter: str) -> Callable[[Any, Callable[[Any], Any]], Any]:
+        def middleware(request: Any, handle: Callable[[Any], Any]) -> Any:
+            order.append(letter)
+            response = handle(request)
+            order.append(letter.upper())
+            return response
+
+        return middleware
+
+    letters = "abcdefg"[:count]
+    mediator = bootstrap(
+        punq.Container(),
+        middlewares=[layer(letter) for letter in letters],
+        commands_mapper=lambda m: m.bind(Do, DoHandler),
+    )
+    assert mediator.send(Do()) == "done"
+    assert "".join(order) == letters + letters[::-1].upper()
