@@ -36,7 +36,7 @@ def measure(effort: Effort) -> Iterator[Section]:
             _more(times, PYDANTIC, "ms more than pydantic"),
             _more(times, MODEL, "ms more than with a model"),
         ],
-        "pydantic loads most of itself when the first model is defined, and cqrs_sync defines models.",
+        "pydantic loads most of itself when the first model is defined; cqrs_sync defines its own when they are used.",
     )
     yield Section(
         f"the {COSTLIEST} costliest modules beyond pydantic with a model, each without what it imports",

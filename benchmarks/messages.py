@@ -99,7 +99,7 @@ def emitting_mediator(
     happened = [Happened() for _ in range(count)]
 
     class EmittingHandler(cqrs.RequestHandler[Ping]):
-        events = happened
+        events = tuple(happened)
 
         def handle(self, request: Ping) -> None:
             return None

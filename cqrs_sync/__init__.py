@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 
 from cqrs_sync.circuit_breaker import ICircuitBreaker
 from cqrs_sync.compressors import Compressor, ZlibCompressor
-from cqrs_sync.container.di import DIContainer
 from cqrs_sync.container.protocol import Container, SupportsScope
-from cqrs_sync.container.punq import PunqContainer
 from cqrs_sync.container.scope import (
     ScopeAwareContainer,
     ScopeStrategy,
@@ -55,6 +53,8 @@ from cqrs_sync.serializers import EventCodec, EventSerializer, JsonEventSerializ
 _logging.getLogger("cqrs_sync").addHandler(_logging.NullHandler())
 
 if TYPE_CHECKING:
+    from cqrs_sync.container.di import DIContainer as DIContainer
+    from cqrs_sync.container.punq import PunqContainer as PunqContainer
     from cqrs_sync.events.pydantic_event import DomainEvent as DomainEvent
     from cqrs_sync.events.pydantic_event import Event as Event
     from cqrs_sync.events.pydantic_event import NotificationEvent as NotificationEvent
@@ -67,11 +67,13 @@ if TYPE_CHECKING:
     from cqrs_sync.requests.pydantic_request import Request as Request
     from cqrs_sync.unit_of_work.sqlalchemy import SqlAlchemyUnitOfWork as SqlAlchemyUnitOfWork
 else:
-    # The first model makes pydantic load most of itself, and SQLAlchemy is no small thing either: both are loaded when
-    # they are used. The names of a later release say so.
+    # The first model makes pydantic load most of itself, and SQLAlchemy and punq are no small things either: they are
+    # loaded when they are used. The names of a later release say so.
     __getattr__, __dir__ = _lazy_names(
         __name__,
         {
+            "DIContainer": "cqrs_sync.container.di",
+            "PunqContainer": "cqrs_sync.container.punq",
             **dict.fromkeys(("PydanticRequest", "Request"), "cqrs_sync.requests.pydantic_request"),
             **dict.fromkeys(("PydanticResponse", "Response"), "cqrs_sync.pydantic_response"),
             **dict.fromkeys(("PydanticEvent", "Event"), "cqrs_sync.events.pydantic_event"),

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cqrs_sync.container.protocol import Container, as_container
-from cqrs_sync.container.punq import PunqContainer as _PunqContainer  # noqa: F401  (registers itself for punq)
 from cqrs_sync.container.scope import ScopeStrategy
 from cqrs_sync.events.event_emitter import EventEmitter
 from cqrs_sync.events.map import EventMap
@@ -52,7 +51,7 @@ def setup_event_emitter(
     return EventEmitter(
         event_map,
         container,
-        message_broker or DevnullMessageBroker(),
+        message_broker if message_broker is not None else DevnullMessageBroker(),
         scope_strategy,
         serializer=serializer,
         unit_of_work=unit_of_work,

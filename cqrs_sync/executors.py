@@ -7,17 +7,20 @@ queue. Steps handle their own errors; an exception that leaves one stops the res
 from __future__ import annotations
 
 import contextvars
+import logging
 import os
 import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol, TypeAlias
 from weakref import WeakSet
 
-from cqrs_sync.errors import CloseTimeout, ConfigurationError, MediatorClosed
+from cqrs_sync.errors import CloseTimeout, ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 Step: TypeAlias = Callable[[Any], Iterable[Any]]
 """Does the job of one item and returns further items."""
@@ -33,8 +36,12 @@ class Executor(Protocol):
         """Take the step with the items and those it returns, started in order; return when all have finished."""
         ...
 
+    def runs_here(self) -> bool:
+        """Whether this thread is running one of its jobs."""
+        ...
+
     def close(self, timeout: float) -> None:
-        """Take no more jobs, wait up to ``timeout`` seconds for those at work, and end the threads."""
+        """Start no more threads, wait up to ``timeout`` seconds for those at work, and end the threads."""
         ...
 
 
@@ -44,39 +51,44 @@ class InCallerThread:
     def run(self, step: Step, items: Iterable[Any]) -> None:
         """Run the jobs in order; see :class:`Executor`."""
         queue = deque(items)
-        while queue:
-            further = step(queue.popleft())
-            if further:
-                queue.extend(further)
+        before, _here.executors = _here.executors, (*_here.executors, self)
+        try:
+            while queue:
+                further = step(queue.popleft())
+                if further:
+                    queue.extend(further)
+        finally:
+            _here.executors = before
+
+    def runs_here(self) -> bool:
+        """Whether this thread is running one of its jobs."""
+        return self in _here.executors
 
     def close(self, timeout: float) -> None:
-        """Nothing to end."""
+        """Nothing to end: jobs at work finish in their callers' threads."""
 
 
 _NOTHING = object()
 """What there is to take from an empty queue."""
 
 
-class _Place(threading.local):
-    """Whether this thread runs a job now; a job that runs jobs lends them its place."""
+class _Here(threading.local):
+    """What this thread is doing: which executors' jobs it runs, the innermost last, and whether it holds a place."""
 
-    held = False
+    executors: tuple[object, ...] = ()
+    holds_place = False
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        outer, self.held = self.held, True
+    def running(self, executor: object, *, in_place: bool) -> Iterator[None]:
+        before = self.executors, self.holds_place
+        self.executors, self.holds_place = (*self.executors, executor), in_place or self.holds_place
         try:
             yield
         finally:
-            self.held = outer
+            self.executors, self.holds_place = before
 
 
-_place = _Place()
-
-
-def inside_a_job() -> bool:
-    """Whether this thread is running a job of any pool."""
-    return _place.held
+_here = _Here()
 
 
 class InPool:
@@ -85,8 +97,8 @@ class InPool:
     There are ``size`` places. A thread takes one to run jobs: pool threads as they are invited, the caller if one is
     free. A job that calls :meth:`run` itself (a nested ``send``) keeps its place and runs the nested jobs in it while
     it waits, so nesting needs no further place and cannot deadlock, at any depth and size; the place is not given to
-    strangers, who might wait for a row that the waiting job has locked. Where the nested call is to another pool, its
-    jobs may run in the lent place too: over all pools, places are lent and never created.
+    strangers, who might wait for a row that the waiting job has locked. Where the nested call is to another pool that
+    has no place free, its jobs run in the lent one: over all pools, places are lent and never created.
 
     One ``ThreadPoolExecutor``, made on first use and forgotten in a forked child. Each job runs in a copy of the
     caller's context variables. Thread-safe.
@@ -97,90 +109,88 @@ class InPool:
         name: the prefix of the threads' names.
     """
 
-    _executor: ThreadPoolExecutor | None = None
-
     def __init__(self, size: int, worker_context: WorkerContext | None = None, name: str = "cqrs-events") -> None:
         if size < 1:
             raise ConfigurationError(f"a pool needs at least 1 thread, not {size}")
         self._size = size
         self._worker_context = worker_context
         self._name = name
-        self._closed = False
-        self._reset()
+        self._state = _State(size)
         _pools.add(self)
 
-    def _reset(self) -> None:
-        self._state = threading.Condition()  # guards _executor, _callers and _closed; notified when a caller leaves
-        self._executor = None
-        self._callers = 0
-        self._places = threading.Semaphore(self._size)
+    def forget_threads(self) -> _State:  # pragma: no cover (runs in forked children only: tests/integration)
+        """Start anew in a forked child; returns what the parent's threads shared."""
+        before, self._state = self._state, _State(self._size)
+        self._state.closed = before.closed
+        return before
 
     def run(self, step: Step, items: Iterable[Any]) -> None:
-        """Run the jobs; see :class:`Executor`.
-
-        Raises:
-            MediatorClosed: the pool was closed, and this is no job of one that was at work then.
-        """
+        """Run the jobs; see :class:`Executor`. After :meth:`close` the caller runs them alone: none is refused."""
         work = _Work(step, items)
         if not work.queue:
             return
-        with self._state:
-            if self._closed and not _place.held:
-                raise MediatorClosed("this mediator was closed; build a new one")
-            self._callers += 1
+        state = self._state  # a forked child gets another one
+        with state.changed:
+            state.callers += 1
         try:
-            self._finish(work)
+            self._finish(work, state)
         except BaseException:
             work.drop()
             raise
         finally:
-            with self._state:
-                self._callers -= 1
-                self._state.notify_all()
+            state.leave()
+
+    def runs_here(self) -> bool:
+        """Whether this thread is running one of its jobs."""
+        return self in _here.executors
 
     def close(self, timeout: float) -> None:
         """Stop; see :class:`Executor`. Calling it again waits again.
 
         Raises:
             CloseTimeout: jobs were still at work after ``timeout`` seconds.
-            ConfigurationError: it was called by a job, which would wait for itself.
+            ConfigurationError: it was called by one of its jobs, which would wait for itself.
         """
-        if _place.held:
+        if self.runs_here():
             raise ConfigurationError("close() was called inside an event handler, which it would wait for")
-        with self._state:
-            self._closed = True
-            if not self._state.wait_for(lambda: self._callers == 0, timeout):
-                raise CloseTimeout(timeout, self._callers)
-            executor, self._executor = self._executor, None
+        state = self._state
+        with state.changed:
+            state.closed = True
+            if not state.changed.wait_for(lambda: not state.callers and not state.helpers, timeout):
+                raise CloseTimeout(timeout, max(state.callers, 1))
+            executor = state.executor
         if executor is not None:
-            executor.shutdown()
+            executor.shutdown()  # at once: no thread is at work
+        state.executor = None
 
-    def _finish(self, work: _Work) -> None:
+    def _finish(self, work: _Work, state: _State) -> None:
         """Run the work together with pool threads until nothing is queued or running."""
-        places = self._places
-        own = _place.held
+        places = state.places
+        own = self.runs_here()
         taken = not own and places.acquire(blocking=False)
-        helpers = self._invite(work, len(work.queue) - (own or taken))
-        if not own and not taken and not helpers:
-            taken = places.acquire()
-        while True:
-            if own:
-                self._take_part(work)
-            elif taken or places.acquire(blocking=False):
-                taken = False
-                try:
-                    with _place.taken():
-                        self._take_part(work)
-                finally:
+        try:
+            helpers = self._invite(work, len(work.queue) - (own or taken), state)
+            if not (own or taken or helpers or _here.holds_place):
+                taken = places.acquire()
+            while True:
+                if taken or own or _here.holds_place:
+                    with _here.running(self, in_place=True):
+                        self._take_part(work, state)
+                else:
+                    work.wait_for_end()
+                if taken:
                     places.release()
-            else:
-                work.wait_for_end()
-            if work.wait_for_more():
-                break
+                    taken = False
+                if work.wait_for_more():
+                    break
+                taken = not own and places.acquire(blocking=False)
+        finally:
+            if taken:
+                places.release()
         if work.failure is not None:
             raise work.failure
 
-    def _take_part(self, work: _Work, around: WorkerContext | None = None) -> None:
+    def _take_part(self, work: _Work, state: _State, around: WorkerContext | None = None) -> None:
         item = work.next()
         while item is not _NOTHING:
             further: list[Any] = []
@@ -191,35 +201,60 @@ class InPool:
                 failure = error
             item = work.next_after(further, failure)
             if len(further) > 1:
-                self._invite(work, len(further) - 1)
+                self._invite(work, len(further) - 1, state)
 
-    def _invite(self, work: _Work, wanted: int) -> int:
-        """Ask pool threads to take part; returns how many were asked, 0 when the interpreter is shutting down."""
+    def _invite(self, work: _Work, wanted: int, state: _State) -> int:
+        """Ask pool threads to take part; returns how many were asked, 0 where no thread can be started any more."""
         invited = work.admit(wanted, self._size)
-        try:
-            for _ in range(invited):
-                self._threads().submit(self._help, self._places, work)
-        except RuntimeError:  # "cannot schedule new futures": the caller does it all
-            return 0
+        for number in range(invited):
+            try:
+                with state.changed:
+                    if state.closed and not state.executor:
+                        return number
+                    if state.executor is None:
+                        state.executor = ThreadPoolExecutor(self._size, thread_name_prefix=self._name)
+                    state.executor.submit(self._help, work, state)
+                    state.helpers += 1
+            except RuntimeError:  # "cannot schedule new futures": the interpreter is shutting down
+                return number
         return invited
 
-    def _threads(self) -> ThreadPoolExecutor:
-        with self._state:
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._size, thread_name_prefix=self._name)
-            return self._executor
-
-    def _help(self, places: threading.Semaphore, work: _Work) -> None:
-        while not work.leave():  # at once where the others were faster
-            with places, _place.taken():
-                self._take_part(work, self._worker_context)
+    def _help(self, work: _Work, state: _State) -> None:
+        try:
+            while not work.leave():  # at once where the others were faster
+                with state.places, _here.running(self, in_place=True):
+                    self._take_part(work, state, self._worker_context)
+        finally:
+            with state.changed:
+                state.helpers -= 1
+                state.changed.notify_all()
 
     def __del__(self) -> None:
-        if self._executor is not None:
+        state: _State | None = vars(self).get("_state")  # absent where __init__ has refused
+        executor = state.executor if state is not None else None
+        if executor is not None:
             warnings.warn(
                 f"{self._name}: a pool of threads was never closed", ResourceWarning, stacklevel=2, source=self
             )
-            self._executor.shutdown(wait=False)
+            executor.shutdown(wait=False)
+
+
+class _State:
+    """What a pool's threads share in one process."""
+
+    def __init__(self, size: int) -> None:
+        self.changed = threading.Condition()  # guards all but places; notified when a caller or a helper leaves
+        self.executor: ThreadPoolExecutor | None = None
+        self.callers = 0
+        self.helpers = 0
+        self.closed = False
+        self.places = threading.Semaphore(size)
+
+    def leave(self) -> None:
+        """Count a caller out."""
+        with self.changed:
+            self.callers -= 1
+            self.changed.notify_all()
 
 
 class _Work:
@@ -231,15 +266,14 @@ class _Work:
         self.failure: BaseException | None = None
         self._context = contextvars.copy_context()
         self._running = 0
+        self._dropped = False
         self._helpers = 0
         self._changed = threading.Condition(threading.Lock())  # guards all of these
 
     def run(self, item: Any, around: WorkerContext | None) -> list[Any]:
         # A copy for each job: one context cannot be entered by two threads.
         context = self._context.copy()
-        if around is None:
-            return list(context.run(self._step, item))
-        with around():
+        with nullcontext() if around is None else _logged(around):
             return list(context.run(self._step, item))
 
     def admit(self, wanted: int, most: int) -> int:
@@ -267,7 +301,7 @@ class _Work:
             self._running -= 1
             if failure is not None:
                 self.failure = self.failure or failure
-            if self.failure is not None:
+            if self._dropped or self.failure is not None:
                 self.queue.clear()
             else:
                 self.queue.extend(further)
@@ -277,8 +311,9 @@ class _Work:
             return item
 
     def drop(self) -> None:
-        """Forget what is queued: the caller has left."""
+        """Forget what is queued and what running jobs will return: the caller has left."""
         with self._changed:
+            self._dropped = True
             self.queue.clear()
 
     def _pop(self) -> Any:
@@ -298,18 +333,31 @@ class _Work:
             self._changed.wait_for(lambda: not self.queue and not self._running)
 
 
+@contextmanager
+def _logged(around: WorkerContext) -> Iterator[None]:
+    """Enter a worker context; where that or leaving it fails, the job counts all the same."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(around())
+        except Exception:
+            logger.exception("worker_context could not be entered; the event handler runs without it")
+        yield
+        try:
+            stack.close()
+        except Exception:
+            logger.exception("worker_context could not be left")
+
+
 _pools: WeakSet[InPool] = WeakSet()
 
 
 def _forget_threads() -> None:  # pragma: no cover (runs in forked children only: tests/integration)
     """A forked child has none of its parent's threads, and their locks may be held for ever."""
-    for pool in list(_pools):
-        _left_behind.append(pool._executor)
-        pool._reset()
+    _left_behind.extend([pool.forget_threads() for pool in _pools])
 
 
-_left_behind: list[ThreadPoolExecutor | None] = []
-"""Executors of a parent process: never touched, because their queues' locks may be held."""
+_left_behind: list[_State] = []
+"""Executors of a parent process with their locks: never touched, because they may be held for ever."""
 
 if hasattr(os, "register_at_fork"):  # pragma: no branch (Windows has no fork)
     os.register_at_fork(after_in_child=_forget_threads)

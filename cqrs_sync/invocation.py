@@ -5,6 +5,7 @@ Everything is decided when an :data:`Invoke` is made, once per bound class; call
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Sequence
@@ -44,15 +45,25 @@ class HandlerFactory:
     def __init__(self, scoping: Scoping, handler_type: type[EmitsEvents]) -> None:
         container = scoping.container
         self._scoping = scoping
-        self._handler_type = handler_type
-        self._shared = isinstance(container, SupportsPlans) and container.is_shared(handler_type)
-        if self._shared and self._has_state:
+        self.handler_type = handler_type
+        self._shared = False
+        _refuse_coroutines(handler_type)
+        if isinstance(vars(handler_type).get("events"), list):
             raise self._error()
         if isinstance(container, SupportsPlans):
             _refuse_abstract(container, handler_type)
-            self.plan = scoping.plan(handler_type)
+            self.plan = container.plan(handler_type, scoping.services, functools.partial(self._check, container))
+            if container.is_made_by_function(handler_type):
+                made = self.plan
+                self.plan = Plan(lambda: lambda: self._distinct(made.build())).compile()
         else:
-            self.plan = Plan(lambda: self._build_distinct)
+            self.plan = Plan(lambda: self._build_distinct).compile()
+
+    def _check(self, container: SupportsPlans) -> None:
+        """Refuse a shared handler with state; asked again when registrations change."""
+        self._shared = container.is_shared(self.handler_type)
+        if self._shared and self._has_state:
+            raise self._error()
 
     def __call__(self) -> Any:
         """Build a handler."""
@@ -63,20 +74,26 @@ class HandlerFactory:
         scoped = scope_of(self._scoping.container)
         if scoped is None:
             return self.plan.build()
-        return self._distinct(plan_in(scoped, self._handler_type, self._scoping.services).build())
+        return self._distinct(plan_in(scoped, self.handler_type, self._scoping.services).build())
 
     def stage(self, stage: Stage) -> Stage:
-        """Return ``stage``, or for a shared handler what refuses its events."""
-        return self._refuse if self._shared else stage
+        """Return ``stage`` behind what refuses the events of a shared handler."""
+
+        def unless_shared(events: Events) -> Events:
+            if self._shared:
+                raise self._error()
+            return stage(events)
+
+        return unless_shared
 
     @property
     def _has_state(self) -> bool:
         """Whether instances carry something from one call to the next: events, or a place in a chain."""
-        return lists_events(self._handler_type) or issubclass(self._handler_type, CORRequestHandler)
+        return lists_events(self.handler_type) or issubclass(self.handler_type, CORRequestHandler)
 
     def _build_distinct(self) -> Any:
         """Resolve from a container of unknown kind."""
-        return self._distinct(self._scoping.container.resolve(self._handler_type))
+        return self._distinct(self._scoping.container.resolve(self.handler_type))
 
     def _distinct(self, handler: Any) -> Any:
         """Refuse a handler with state that is handed out a second time, where nobody could be asked beforehand."""
@@ -87,16 +104,20 @@ class HandlerFactory:
             raise self._error()
         return handler
 
-    def _refuse(self, _: Events) -> Events:
-        raise self._error()
-
     def _error(self) -> SharedHandlerError:
-        name = type_name(self._handler_type)
+        name = type_name(self.handler_type)
         return SharedHandlerError(
-            f"{name} is registered as a singleton but keeps events (or its place in a chain) on itself, which would "
-            "leak from one call into the next; register it as transient, or leave it unregistered",
-            self._handler_type,
+            f"{name} is a singleton (or has a list of events in its class) but keeps events, or its place in a chain, "
+            "on itself, which would leak from one call into the next; register it as transient, or leave it "
+            "unregistered, and give each instance its own list",
+            self.handler_type,
         )
+
+
+def _refuse_coroutines(handler_type: type[Any]) -> None:
+    handle = handler_type.handle
+    if inspect.iscoroutinefunction(handle) or inspect.isasyncgenfunction(handle):
+        raise HandlerTypeError(f"{type_name(handler_type)}.handle is async: take out async and await", handler_type)
 
 
 def _refuse_abstract(container: SupportsPlans, handler_type: type[Any]) -> None:
@@ -176,7 +197,7 @@ def _undone_alone(scoping: Scoping, invoke: Invoke) -> Invoke:
         scope = scoping.open_send()
         if scope is None:
             return invoke(message)
-        with scope.savepoint():
+        with scope.undone_alone():
             return invoke(message)
 
     return attempt
@@ -202,7 +223,9 @@ def through(message):
 
     def handle(message):
         nonlocal events
-        response, events = invoke(message)
+        response, more = invoke(message)
+        if more:
+            events = (*events, *more)
         return response
 
     response = {nested}
@@ -213,8 +236,8 @@ def through(message):
 def through_middlewares(layers: Layers, invoke: Invoke) -> Invoke:
     """Return ``invoke`` with middlewares around it, which see the request and the response but not the events.
 
-    What a middleware calls to go on keeps the events of the last call that succeeded. The nesting is written out, so
-    that a further middleware costs its own call and one more.
+    What a middleware calls to go on keeps the events of every call that succeeded, because its work stands. The nesting
+    is written out, so that a further middleware costs its own call and one more.
     """
     if not layers:
         return invoke

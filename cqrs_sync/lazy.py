@@ -1,4 +1,4 @@
-"""Names that a package offers without importing their modules before they are used."""
+"""Names that a module offers without importing the modules they live in before they are used."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ def lazy_names(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return a module-level ``__getattr__`` and ``__dir__`` (PEP 562) for ``package``.
 
+    A name that was used once becomes a plain global of ``package``.
+
     Args:
-        package: the ``__name__`` of the package that offers the names.
+        package: the ``__name__`` of the package or module that offers the names.
         modules: for each name the module in which it really lives.
         later: the same for names of a later release; not listed, so that ``help()`` does not stumble over them.
     """
@@ -26,7 +28,7 @@ def lazy_names(
         except KeyError:
             raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
         value = getattr(importlib.import_module(module_name), name)
-        setattr(sys.modules[package], name, value)  # the next access finds it there and does not come here
+        setattr(sys.modules[package], name, value)
         return value
 
     def names() -> list[str]:

@@ -20,12 +20,12 @@ from cqrs_sync.events.event import IEvent
 from cqrs_sync.events.event_emitter import EventEmitter
 from cqrs_sync.events.event_processor import EventErrors, EventProcessor
 from cqrs_sync.events.map import EventMap
-from cqrs_sync.executors import WorkerContext, inside_a_job
+from cqrs_sync.executors import WorkerContext
 from cqrs_sync.invocation import Invoke, Outcome
 from cqrs_sync.middlewares.base import MiddlewareChain
 from cqrs_sync.requests.map import RequestMap
 from cqrs_sync.requests.request import IRequest
-from cqrs_sync.scoping import Scoping
+from cqrs_sync.scoping import OpenScope, Scoping
 from cqrs_sync.types import ResT
 from cqrs_sync.unit_of_work.protocol import UnitOfWork
 
@@ -38,7 +38,7 @@ class EventSettings(TypedDict, total=False):
         event_errors: what becomes of errors of event handlers: ``"isolate"`` logs them, ``"raise"`` raises them
             together. The default isolates (an ``EventMediator`` raises), and inside one transaction they are raised.
         worker_context: a function that returns a context manager, entered around each handler on a pool thread; to
-            free what is bound to the thread, such as a framework's database connection.
+            free what is bound to the thread, such as a framework's database connection. Its own errors are logged.
         max_event_depth: how many follow-up events may come out of each other before the loop is cut.
     """
 
@@ -58,9 +58,10 @@ class _Mediator:
         self._closed = False
 
     def close(self, timeout: float = 30.0) -> None:
-        """Refuse new calls, wait for event handlers at work, and end the pool's threads.
+        """Refuse new calls, wait for event handlers on the pool, and end its threads.
 
-        Calling it twice is harmless. A mediator with a pool that is forgotten instead is a ``ResourceWarning``.
+        A call that was made before finishes, in its caller's thread. Calling it twice is harmless. A mediator with a
+        pool that is forgotten instead is a ``ResourceWarning``.
 
         Args:
             timeout: seconds to wait at most.
@@ -86,7 +87,7 @@ class _Mediator:
 
     def _refuse(self) -> None:
         """Refuse a call after ``close()``, but let handlers that are at work finish theirs."""
-        if not inside_a_job():
+        if not self._processor.runs_here():
             raise MediatorClosed(f"this {type(self).__name__} was closed; build a new one")
 
 
@@ -254,13 +255,29 @@ class StreamingRequestMediator(_Mediator):
                     yield result.response
 
     def _stream_in_scope(self, results: Results) -> Generator[Any, None, None]:
-        if self._scoping.open_send() is not None:
-            yield from self._stream(results)
+        joined = self._scoping.open_send()
+        if joined is not None:
+            yield from self._stream_joined(joined, results)
             return
         scope = self._scoping.open()
         with closing(in_scope(scope, results, also=self._emit)) as committed:
             for result in committed:
                 self._processor.publish_deferred(scope.deferred, result.response)
+                if result.has_response:
+                    yield result.response
+
+    def _stream_joined(self, scope: OpenScope, results: Results) -> Generator[Any, None, None]:
+        """Stream inside the send that a handler runs in: a piece that fails is undone alone, the send commits."""
+        with closing(results):
+            while True:
+                if not scope.is_open_here:
+                    raise ConfigurationError("this stream is part of a send that has ended: draw it inside the handler")
+                with scope.undone_alone():
+                    result = next(results, None)
+                    if result is not None:
+                        self._emit(result)
+                if result is None:
+                    return
                 if result.has_response:
                     yield result.response
 

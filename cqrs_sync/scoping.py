@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import weakref
@@ -14,6 +15,8 @@ from cqrs_sync.container.plans import Lasting, Plan, Services
 from cqrs_sync.container.protocol import Container, SupportsPlans, SupportsScope, as_container
 from cqrs_sync.container.scope import Ambient, ScopeAwareContainer, ScopeStrategy, ambient_scope, scope_of
 from cqrs_sync.unit_of_work.protocol import Unit, UnitOfWork
+
+logger = logging.getLogger(__name__)
 
 _send_scope: ContextVar[OpenScope | None] = ContextVar("cqrs_sync_send_scope", default=None)
 
@@ -31,7 +34,7 @@ class OpenScope:
         self.root = scoping.container
         self._for_sends = scoping.shared
         self.outer: OpenScope | None = None
-        self.thread = threading.get_ident()
+        self._thread: int | None = threading.get_ident()
         self.deferred: list[Any] = []
         self.unit = Unit(scoping.unit_of_work) if scoping.unit_of_work is not None else None
         self._container_scope = scoping.open_container_scope()
@@ -40,10 +43,12 @@ class OpenScope:
     @contextmanager
     def active(self) -> Iterator[None]:
         """Have the code in this block run inside the scope."""
-        self.thread = threading.get_ident()
+        self._thread = threading.get_ident()
         with ExitStack() as stack:
             if self._container is not None:
-                stack.callback(ambient_scope.reset, ambient_scope.set(Ambient(self._container, self.root)))
+                stack.callback(
+                    ambient_scope.reset, ambient_scope.set(Ambient(self._container, self.root, self._thread))
+                )
             if self.unit is not None:
                 stack.enter_context(self.unit.active())
             if self._for_sends:
@@ -56,19 +61,40 @@ class OpenScope:
         if self.unit is not None:
             self.unit.commit()
 
-    def savepoint(self) -> AbstractContextManager[Any]:
-        """Return a block whose writes are undone alone when it raises."""
-        return nullcontext() if self.unit is None else self.unit.transaction.savepoint()
+    @property
+    def is_open_here(self) -> bool:
+        """Whether it is open and belongs to this thread: a copied context may outlive it, or be run elsewhere."""
+        return self._thread == threading.get_ident()
+
+    @contextmanager
+    def undone_alone(self) -> Iterator[None]:
+        """Undo a block alone when it raises, rows and what it wanted to publish: the error may be caught outside."""
+        mark = len(self.deferred)
+        try:
+            with nullcontext() if self.unit is None else self.unit.undone_alone():
+                yield
+        except BaseException:
+            del self.deferred[mark:]
+            raise
 
     def close(self, *, failed: bool) -> None:
         """End the unit of work, then the container's scope; called while an exception is handled if it failed."""
+        self._thread = None
         try:
             if self.unit is not None:
                 self.unit.close(failed=failed)
         except BaseException:
             self._container_scope.__exit__(*sys.exc_info())
             raise
-        self._container_scope.__exit__(*(sys.exc_info() if failed else (None, None, None)))
+        if failed:
+            self._container_scope.__exit__(*sys.exc_info())
+            return
+        try:
+            self._container_scope.__exit__(None, None, None)
+        except Exception:
+            if self.unit is None:
+                raise  # the container's scope may be what commits
+            logger.exception("a container's scope could not be closed; the unit of work was committed")
 
     @contextmanager
     def entered(self) -> Iterator[OpenScope]:
@@ -96,14 +122,16 @@ class Scoping:
         if unit_of_work is not None:
             self.services.update(unit_of_work.injectables())
         # Mediators share an open send scope where they share what is scoped: the unit of work, else the container.
-        self.key: object = unit_of_work or getattr(self.container, "external_container", self.container)
+        self.key: object = unit_of_work
+        if unit_of_work is None:
+            self.key = getattr(self.container, "external_container", self.container)
 
     def offer(self, service: object) -> None:
         """Have handlers get this object where they ask for its class, unless the container knows that class."""
         kept = weakref.ref(service)
         known = isinstance(self.container, SupportsPlans) and self.container.knows(type(service))
         if not known:
-            self.services.setdefault(type(service), Lasting(kept))
+            self.services[type(service)] = Lasting(kept)
 
     @property
     def shared(self) -> bool:
@@ -117,10 +145,6 @@ class Scoping:
         return not self.shared and (
             self.unit_of_work is not None or (self.strategy is ScopeStrategy.HANDLER and has_scopes)
         )
-
-    def plan(self, handler_type: type) -> Plan:
-        """Return how to build a handler; refuses, where that can be known, one that cannot be built."""
-        return plan_in(self.container, handler_type, self.services)
 
     def open_container_scope(self) -> AbstractContextManager[Container | None]:
         """Open a scope of the container where the strategy asks for one and none can be joined."""
@@ -136,7 +160,7 @@ class Scoping:
     def open_send(self) -> OpenScope | None:
         """The send scope that is open in this thread for the same container and unit of work."""
         scope = _send_scope.get()
-        while scope is not None and not (scope.key is self.key and scope.thread == threading.get_ident()):
+        while scope is not None and not (scope.key is self.key and scope.is_open_here):
             scope = scope.outer
         return scope
 
@@ -145,7 +169,7 @@ class Scoping:
         """Run a send inside a scope of its own, or inside the one that is open here."""
         joined = self.open_send()
         if joined is not None:
-            with _joined(joined), self._own_container_scope():
+            with joined.undone_alone(), self._own_container_scope():
                 yield joined
             return
         with self.open().entered() as scope:
@@ -156,20 +180,10 @@ class Scoping:
         """Open a scope of this container inside a send that was begun by a mediator with another one."""
         with self.open_container_scope() as scoped, ExitStack() as stack:
             if scoped is not None:
-                stack.callback(ambient_scope.reset, ambient_scope.set(Ambient(scoped, self.container)))
+                stack.callback(
+                    ambient_scope.reset, ambient_scope.set(Ambient(scoped, self.container, threading.get_ident()))
+                )
             yield
-
-
-@contextmanager
-def _joined(scope: OpenScope) -> Iterator[None]:
-    """Undo a nested send alone when it fails: its caller may catch the error and go on."""
-    mark = len(scope.deferred)
-    try:
-        with scope.savepoint():
-            yield
-    except BaseException:
-        del scope.deferred[mark:]
-        raise
 
 
 def plan_in(container: Container, handler_type: type, services: Services) -> Plan:

@@ -10,7 +10,6 @@ from inspect import Parameter
 from typing import Any, NamedTuple
 
 from cqrs_sync.container.plans import PlanningContainer, Provider, Services
-from cqrs_sync.container.protocol import register_adapter
 from cqrs_sync.errors import ConfigurationError, NotInstalled, UnresolvableDependency, type_name
 
 try:
@@ -184,6 +183,3 @@ def _effective(provider: Any) -> Any:
         if instead is None:
             return provider
         provider = instead
-
-
-register_adapter(containers.Container, DependencyInjectorCQRSContainer)

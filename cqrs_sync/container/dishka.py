@@ -20,7 +20,6 @@ from cqrs_sync.container.plans import (
     finish,
     parameters_of,
 )
-from cqrs_sync.container.protocol import register_adapter
 from cqrs_sync.errors import ConfigurationError, NotInstalled, UnresolvableDependency, type_name
 
 try:
@@ -236,6 +235,3 @@ def _constructor(cls: type) -> list[tuple[Parameter, Any]]:
         known = [(parameter, hints.get(parameter.name, EMPTY)) for parameter in parameters_of(cls)]
         _constructors[cls] = known
     return known
-
-
-register_adapter(dishka.Container, DishkaCQRSContainer)

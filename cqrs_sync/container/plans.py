@@ -11,8 +11,8 @@ An adapter for another container derives from :class:`PlanningContainer` and imp
 from __future__ import annotations
 
 import abc
-import functools
 import inspect
+import threading
 import typing
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -47,28 +47,39 @@ EMPTY: Any = inspect.Parameter.empty
 class Plan:
     """How to build one type.
 
-    ``build()`` may be called from many threads at once. The plan compiles when it is made, and anew on the first
-    ``build()`` after :meth:`invalidate`.
+    ``build()`` may be called from many threads at once. The plan compiles on the first ``build()``, or with
+    :meth:`compile`, and anew on the first one after :meth:`invalidate`.
     """
 
-    __slots__ = ("__weakref__", "_compile", "_generation", "build")
+    __slots__ = ("__weakref__", "_compile", "_generation", "_lock", "build")
 
     def __init__(self, compile_: Callable[[], Callable[[], Any]]) -> None:
         self._compile = compile_
         self._generation = 0
-        self.build: Callable[[], Any] = compile_()
+        self._lock = threading.Lock()  # guards _generation and the setting of build
+        self.build: Callable[[], Any] = self._rebuild
+
+    def compile(self) -> Plan:
+        """Compile now and return the plan; raises what stands in the way."""
+        generation = self._generation
+        self._keep(self._compile(), generation)
+        return self
 
     def invalidate(self) -> None:
         """Forget the compiled form: registrations have changed."""
-        self._generation += 1
-        self.build = self._rebuild
+        with self._lock:
+            self._generation += 1
+            self.build = self._rebuild
+
+    def _keep(self, build: Callable[[], Any], generation: int) -> None:
+        with self._lock:
+            if generation == self._generation:  # else an invalidation has overtaken the compilation
+                self.build = build
 
     def _rebuild(self) -> Any:
         generation = self._generation
         build = self._compile()
-        # An invalidation in the meantime has set `build` to this method again, and must win.
-        if generation == self._generation:
-            self.build = build
+        self._keep(build, generation)
         return build()
 
 
@@ -137,6 +148,7 @@ class PlanningContainer(abc.ABC):
     """
 
     def __init__(self, container: Any = None) -> None:
+        self._lock = threading.Lock()  # guards _plans
         self._plans: WeakSet[Plan] = WeakSet()
         self._resolved: dict[Any, Plan] = {}
         self._external: Any = None
@@ -159,11 +171,18 @@ class PlanningContainer(abc.ABC):
         self._external = container
         self.invalidate()
 
-    def plan(self, type_: Any, services: Services) -> Plan:
+    def plan(self, type_: Any, services: Services, check: Callable[[], None] | None = None) -> Plan:
         """Return how to build the type; see :class:`~cqrs_sync.container.protocol.SupportsPlans`."""
-        plan = Plan(functools.partial(self._compile, type_, services))
-        self._plans.add(plan)
-        return plan
+
+        def compile_() -> Callable[[], Any]:
+            if check is not None:
+                check()
+            return self._compile(type_, services)
+
+        plan = Plan(compile_)
+        with self._lock:
+            self._plans.add(plan)  # before it compiles, so that no registration is missed
+        return plan.compile()
 
     def resolve(self, type_: type[T]) -> T:
         """Build an object of the type, or return the shared one."""
@@ -175,12 +194,19 @@ class PlanningContainer(abc.ABC):
 
     def invalidate(self) -> None:
         """Have every plan compile anew: registrations have changed."""
-        for plan in list(self._plans):
+        with self._lock:
+            plans = list(self._plans)
+        for plan in plans:
             plan.invalidate()
 
     def knows(self, type_: Any) -> bool:
         """Whether the type is registered."""
         return self._provider(type_) is not None
+
+    def is_made_by_function(self, type_: Any) -> bool:
+        """Whether a function of the user's makes it, which may return the same object each time."""
+        del type_  # only some containers can tell
+        return False
 
     @abc.abstractmethod
     def is_shared(self, type_: Any) -> bool:

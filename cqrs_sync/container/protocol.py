@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -38,8 +39,11 @@ class SupportsScope(Protocol):
 class SupportsPlans(Protocol):
     """A container that can decide once how a type is built; see :mod:`cqrs_sync.container.plans`."""
 
-    def plan(self, type_: Any, services: Services) -> Plan:
+    def plan(self, type_: Any, services: Services, check: Callable[[], None] | None = None) -> Plan:
         """Return how to build the type, with ``services`` before its own registrations.
+
+        Args:
+            check: called before each compilation, to refuse what later registrations have brought.
 
         Raises:
             UnresolvableDependency: naming the class and the parameter.
@@ -50,17 +54,23 @@ class SupportsPlans(Protocol):
         """Whether the type is registered."""
         ...
 
+    def is_made_by_function(self, type_: Any) -> bool:
+        """Whether a function of the user's makes it, which may return the same object each time."""
+        ...
+
     def is_shared(self, type_: Any) -> bool:
         """Whether every resolve returns the same object."""
         ...
 
 
-_adapters: dict[type, Callable[[Any], Container]] = {}
-
-
-def register_adapter(foreign_type: type, adapter: Callable[[Any], Container]) -> None:
-    """Have containers of a foreign class wrapped by ``adapter``; called by adapters' modules when imported."""
-    _adapters[foreign_type] = adapter
+_ADAPTERS = {
+    "punq.Container": "cqrs_sync.container.punq:PunqContainer",
+    "dishka.container.Container": "cqrs_sync.container.dishka:DishkaCQRSContainer",
+    "dependency_injector.containers.Container": (
+        "cqrs_sync.container.dependency_injector:DependencyInjectorCQRSContainer"
+    ),
+}
+"""The adapter for each foreign container, both by name: none of them is imported before one of its kind turns up."""
 
 
 def as_container(candidate: Any) -> Container:
@@ -69,10 +79,13 @@ def as_container(candidate: Any) -> Container:
     Raises:
         ConfigurationError: it is neither.
     """
-    for foreign_type, adapter in _adapters.items():
-        if isinstance(candidate, foreign_type):
-            return adapter(candidate)
-    if isinstance(candidate, Container):
+    for base in type(candidate).__mro__:
+        found = _ADAPTERS.get(f"{base.__module__}.{base.__qualname__}")
+        if found is not None:
+            module, _, adapter = found.partition(":")
+            wrapped: Container = getattr(importlib.import_module(module), adapter)(candidate)
+            return wrapped
+    if isinstance(candidate, Container) and not isinstance(candidate, type):
         return candidate
     raise ConfigurationError(
         f"di_container: {type_name(type(candidate))} is no container; pass a punq.Container, an adapter from "

@@ -16,6 +16,7 @@ What punq leaves open is filled in: a parameter without annotation takes the ser
 from __future__ import annotations
 
 import functools
+import os
 import threading
 import typing
 from collections.abc import Callable
@@ -37,7 +38,6 @@ from cqrs_sync.container.plans import (
     parameters_of,
     unresolvable,
 )
-from cqrs_sync.container.protocol import register_adapter
 from cqrs_sync.errors import UnresolvableDependency, type_name
 
 _LOCK = "cqrs_sync: lock for building singletons"
@@ -58,6 +58,11 @@ class PunqContainer(PlanningContainer):
         """Whether the last registration of the type is a singleton or an instance."""
         registrations = _registrations(self.external_container, type_)
         return bool(registrations) and registrations[-1].scope is punq.Scope.singleton
+
+    def is_made_by_function(self, type_: Any) -> bool:
+        """Whether the last registration of the type has a factory that is no class."""
+        registrations = _registrations(self.external_container, type_)
+        return bool(registrations) and not isinstance(registrations[-1].builder, type)
 
     def _provider(self, service: Any) -> Callable[[], Any] | None:
         registered = _registrations(self.external_container, service)
@@ -258,15 +263,15 @@ class _Compilation:
 
 def _once_for_all(provide: Provider, singletons: dict[Any, Any], registration: Any) -> Provider:
     key = id(registration)  # punq's own key
-    # One lock per dictionary: parent and child containers share both. Reentrant, as singletons need singletons.
-    lock = singletons.setdefault(_LOCK, threading.RLock())
 
     def single() -> Any:
         try:
             return singletons[key]
         except KeyError:
             pass
-        with lock:
+        # A lock for each singleton, kept beside it, as parent and child containers share both; and for each process,
+        # because a fork may leave one locked for ever. Held while the constructor runs: that is what it is for.
+        with singletons.setdefault((_LOCK, key, os.getpid()), threading.RLock()):
             return singletons[key] if key in singletons else singletons.setdefault(key, provide())
 
     single.registration = registration  # type: ignore[attr-defined]  # its id must not be used again
@@ -278,6 +283,10 @@ def _registrations(container: punq.Container, service: Any) -> list[Any]:
     return container.registrations.build_context(service).all_registrations(service)
 
 
+_watching = threading.Lock()
+"""Guards the sets of adapters that are told of registrations."""
+
+
 def _watch(container: punq.Container, adapter: PunqContainer) -> None:
     """Have every later registration, here or in a parent, invalidate the adapter's plans."""
     scope: Any = container.registrations._Registry__registrations  # type: ignore[attr-defined]
@@ -286,7 +295,8 @@ def _watch(container: punq.Container, adapter: PunqContainer) -> None:
         if watchers is None:
             watchers = scope._cqrs_sync_watchers = WeakSet()
             scope.append = functools.partial(_append_and_tell, scope.append, watchers)
-        watchers.add(adapter)
+        with _watching:
+            watchers.add(adapter)
         scope = scope.parent
 
 
@@ -294,8 +304,7 @@ def _append_and_tell(
     append: Callable[[Any, Any], None], watchers: WeakSet[PunqContainer], key: Any, value: Any
 ) -> None:
     append(key, value)
-    for adapter in list(watchers):
+    with _watching:
+        adapters = list(watchers)
+    for adapter in adapters:
         adapter.invalidate()
-
-
-register_adapter(punq.Container, PunqContainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -37,10 +38,18 @@ class Ambient(NamedTuple):
     Attributes:
         container: what to resolve from.
         root: the container that opened it, for which alone it counts; None: whoever asks.
+        thread: the thread it was opened in, for which alone it counts: what lives in a scope (a session, say) serves
+            one thread, and contexts are copied to others.
     """
 
     container: Container
-    root: Container | None = None
+    root: Container | None
+    thread: int
+
+    @property
+    def is_open_here(self) -> bool:
+        """Whether it counts for this thread."""
+        return self.thread == threading.get_ident()
 
 
 ambient_scope: ContextVar[Ambient | None] = ContextVar("cqrs_sync_container", default=None)
@@ -49,24 +58,28 @@ ambient_scope: ContextVar[Ambient | None] = ContextVar("cqrs_sync_container", de
 def current_container() -> Container | None:
     """Return the scoped container that is open in this context, or None."""
     ambient = ambient_scope.get()
-    return None if ambient is None else ambient.container
+    return ambient.container if ambient is not None and ambient.is_open_here else None
 
 
 def scope_of(root: Container) -> Container | None:
     """Return the scoped container that is open in this context and counts for ``root``, or None."""
     ambient = ambient_scope.get()
-    return ambient.container if ambient is not None and ambient.root in (None, root) else None
+    if ambient is None or not ambient.is_open_here or ambient.root not in (None, root):
+        return None
+    return ambient.container
 
 
 @contextmanager
 def bind_scope(scoped_container: Any) -> Iterator[Container]:
     """Have handlers resolve from a scope that somebody else opened (a web framework, for its request).
 
+    It counts for this thread; event handlers on pool threads resolve from the mediator's own container.
+
     Args:
         scoped_container: a container of any kind that ``bootstrap`` takes.
     """
     container = as_container(scoped_container)
-    token = ambient_scope.set(Ambient(container))
+    token = ambient_scope.set(Ambient(container, None, threading.get_ident()))
     try:
         yield container
     finally:

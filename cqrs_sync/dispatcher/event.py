@@ -34,9 +34,10 @@ class EventDispatcher:
         *,
         event_processor: EventProcessor | None = None,
     ) -> None:
-        self._processor = event_processor or EventProcessor(
-            event_emitter=EventEmitter(event_map, container, scope_strategy=scope_strategy), event_errors="raise"
-        )
+        if event_processor is None:
+            emitter = EventEmitter(event_map, container, scope_strategy=scope_strategy)
+            event_processor = EventProcessor(event_emitter=emitter, event_errors="raise")
+        self._processor = event_processor
         self._chain = compose((middleware_chain or MiddlewareChain()).compile())
 
     def dispatch(self, event: IEvent) -> None:

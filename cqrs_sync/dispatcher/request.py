@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -95,13 +96,13 @@ class RequestDispatcher:
                 self.scoping, binding, self._compile(binding.primary), self._compile(binding.fallback)
             )
         if isinstance(binding, type):
-            _refuse_streaming(binding)
+            _refuse_generator(binding)
             return through_middlewares(self._layers, invoke_handler(self.scoping, binding, self._stage))
         return through_middlewares(self._layers, invoke_chain(self.scoping, binding, self._stage))
 
 
-def _refuse_streaming(handler: type) -> None:
-    if issubclass(handler, StreamingRequestHandler):
+def _refuse_generator(handler: type[Any]) -> None:
+    if issubclass(handler, StreamingRequestHandler) or inspect.isgeneratorfunction(handler.handle):
         raise RequestHandlerTypeError(
             f"{type_name(handler)} streams its answer: bind it with bootstrap_streaming and call mediator.stream()",
             handler,

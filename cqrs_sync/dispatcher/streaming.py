@@ -93,10 +93,12 @@ class StreamingRequestDispatcher:
         yield from pieces
 
     def _run(self, request: IRequest[Any], build: HandlerFactory, stage: Stage) -> Results:
-        handler: StreamingRequestHandler[Any, Any] = build()
         with ExitStack() as opened:
+            taken = _Taken(stage)
 
             def handle(request: IRequest[Any]) -> Iterator[Any]:
+                handler: StreamingRequestHandler[Any, Any] = build()
+                taken.by(handler)
                 generator: Any = handler.handle(request)
                 opened.callback(generator.close)
                 return cast(Iterator[Any], generator)
@@ -104,14 +106,13 @@ class StreamingRequestDispatcher:
             pieces = handle(request) if self._chain is None else self._chain(request, handle)
             if not isinstance(pieces, Iterator):
                 raise RequestHandlerTypeError(
-                    f"the stream of {type_name(type(handler))} became a {type(pieces).__name__} in a middleware; "
+                    f"the stream of {type_name(build.handler_type)} became a {type(pieces).__name__} in a middleware; "
                     "a middleware around a stream must return an iterator",
-                    type(handler),
+                    build.handler_type,
                 )
             close: Callable[[], None] | None = getattr(pieces, "close", None)
             if close is not None:
                 opened.callback(close)
-            taken = _Taken(handler, stage)
             for piece in pieces:
                 yield RequestDispatchResult(piece, taken.new_events())
             events = taken.new_events()
@@ -143,13 +144,20 @@ class StreamingRequestDispatcher:
 class _Taken:
     """Which of a streaming handler's events were taken over already."""
 
-    def __init__(self, handler: StreamingRequestHandler[Any, Any], stage: Stage) -> None:
-        self._handler = handler
+    def __init__(self, stage: Stage) -> None:
         self._stage = stage
+        self._handler: StreamingRequestHandler[Any, Any] | None = None
         self._before: tuple[Any, ...] = ()
+
+    def by(self, handler: StreamingRequestHandler[Any, Any]) -> None:
+        """Take from this handler from now on; what an earlier one still lists is dropped with it."""
+        self._handler = handler
+        self._before = ()
 
     def new_events(self) -> Events:
         """Take what was listed since the last piece, whether or not the handler forgets what was taken."""
+        if self._handler is None:  # a middleware that answers by itself
+            return ()
         listed = tuple(events_of(self._handler))
         if not listed and not self._before:
             return ()
@@ -194,7 +202,7 @@ def _undone_alone(scope: OpenScope, pieces: Results) -> Results:
     """Draw pieces so that what a failed one wrote is not committed with the fallback's writes."""
     with closing(pieces):
         while True:
-            with scope.savepoint():
+            with scope.undone_alone():
                 result = next(pieces, None)
             if result is None:
                 return

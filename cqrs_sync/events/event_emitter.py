@@ -80,7 +80,7 @@ class EventEmitter:
         self.event_map = event_map
         self.scoping = Scoping(container, scope_strategy, unit_of_work)
         self._message_broker = message_broker
-        self._serializer = serializer or JsonEventSerializer()
+        self._serializer = serializer if serializer is not None else JsonEventSerializer()
         self._handlers: dict[HandlerItem, Target] = {}
         self._targets = _Targets(functools.partial(self._find, publishes=True))
         self._received = _Targets(functools.partial(self._find, publishes=False))
@@ -102,9 +102,10 @@ class EventEmitter:
     def stage(self, events: Events) -> Events:
         """Check, inside the handler's unit of work, that each event has somewhere to go; return those left to emit."""
         targets = self._targets
-        for event in events:
+        listed = tuple(events)  # first: it may be a generator
+        for event in listed:
             targets[type(event)]
-        return tuple(events)
+        return listed
 
     def emit(self, event: IEvent) -> Sequence[IEvent]:
         """Take one event everywhere it goes, in this thread, and return the follow-up events.

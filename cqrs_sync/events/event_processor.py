@@ -68,7 +68,8 @@ class EventProcessor:
         event_map: the emitter's own, or None; another one would never be used.
         event_emitter: takes each event where it goes.
         max_concurrent_event_handlers: how many handlers run at once, over all concurrent sends, callers that help
-            included. 1 runs them in order in each caller's thread.
+            included; those that handlers of another mediator send for may run in the places of the waiting ones. 1
+            runs them in order in each caller's thread.
         concurrent_event_handle_enable: False is another way to say 1; None and True leave it to the number.
         event_errors: ``"isolate"`` or ``"raise"``; None isolates.
         worker_context: entered around each handler that runs on a pool thread.
@@ -88,7 +89,7 @@ class EventProcessor:
     ) -> None:
         if event_emitter is None:
             raise ConfigurationError("EventProcessor needs an event_emitter: without one every event would be lost")
-        if event_map and event_map is not event_emitter.event_map:
+        if event_map is not None and event_map is not event_emitter.event_map:
             raise ConfigurationError("event_map differs from that of the event_emitter, which is the one that is used")
         if event_errors not in (None, "isolate", "raise"):
             raise ConfigurationError(f"event_errors must be 'isolate' or 'raise', not {event_errors!r}")
@@ -132,6 +133,10 @@ class EventProcessor:
         jobs: list[Job] = [(target, event, None) for target, event in deferred]
         deferred.clear()
         self._run(batch, jobs, response)
+
+    def runs_here(self) -> bool:
+        """Whether this thread is running one of its event handlers."""
+        return self._executor.runs_here()
 
     def close(self, timeout: float) -> None:
         """End the threads; see :meth:`cqrs_sync.executors.Executor.close`."""

@@ -21,8 +21,10 @@ class Middleware(Protocol):
     """Runs around each ``send`` (once per stream, and once per event of an ``EventMediator``).
 
     One instance serves all threads. It calls ``handle(request)`` to go on and returns a response: once, or not at
-    all to answer by itself, or again to repeat the call (on a new handler, in a new unit of work; under
-    ``ScopeStrategy.SEND`` in the same one). For a stream ``handle`` returns the iterator of the pieces.
+    all to answer by itself, or again to repeat the call: on a new handler, in a new unit of work (under
+    ``ScopeStrategy.SEND``, and in a stream, in the same one), and the events of every call that succeeds count. For a
+    stream ``handle`` returns the iterator of the pieces. An error that it raises after ``handle`` returned comes too
+    late to undo the work (but under ``SEND``), and no event is emitted.
     """
 
     def __call__(self, request: Any, handle: HandleType, /) -> Any:

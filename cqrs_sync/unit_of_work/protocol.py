@@ -61,8 +61,7 @@ class UnitOfWork(abc.ABC):
             NoActiveUnitOfWork: no handler runs here.
         """
         unit = open_unit.get()
-        # A context that was copied to another thread does not lend its session to that thread.
-        while unit is not None and not (unit.unit_of_work is self and unit.thread == threading.get_ident()):
+        while unit is not None and not (unit.unit_of_work is self and unit.is_open_here):
             unit = unit.outer
         if unit is None:
             raise NoActiveUnitOfWork(type(self))
@@ -89,8 +88,13 @@ class Unit:
     def __init__(self, unit_of_work: UnitOfWork) -> None:
         self.unit_of_work = unit_of_work
         self.outer: Unit | None = None
-        self.thread = threading.get_ident()
+        self._thread: int | None = threading.get_ident()
         self._transaction: Transaction | None = None
+
+    @property
+    def is_open_here(self) -> bool:
+        """Whether it is open and belongs to this thread: a copied context may outlive it, or be run elsewhere."""
+        return self._thread == threading.get_ident()
 
     @property
     def transaction(self) -> Transaction:
@@ -102,7 +106,7 @@ class Unit:
     def active(self) -> Iterator[None]:
         """Have handlers in this block find this unit."""
         self.outer = open_unit.get()
-        self.thread = threading.get_ident()
+        self._thread = threading.get_ident()
         token = open_unit.set(self)
         try:
             yield
@@ -113,12 +117,29 @@ class Unit:
         if self._transaction is not None:
             self._transaction.commit()
 
+    def _rollback(self) -> None:
+        if self._transaction is not None:
+            self._transaction.rollback()
+
+    @contextmanager
+    def undone_alone(self) -> Iterator[None]:
+        """Undo what this block has written, and only that, when it raises."""
+        if self._transaction is not None:
+            with self._transaction.savepoint():
+                yield
+            return
+        try:
+            yield
+        except BaseException:
+            self._rollback()  # begun in the block, so all of it goes
+            raise
+
     def close(self, *, failed: bool) -> None:
         """End the transaction: commit it, or roll it back where the work failed or the commit does.
 
         A rollback or a close that fails is logged: the first error is the one to see, and a commit stands.
         """
-        transaction, self._transaction = self._transaction, None
+        transaction, self._transaction, self._thread = self._transaction, None, None
         if transaction is None:
             return
         try:

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.exc import UnboundExecutionError
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from cqrs_sync.errors import ConfigurationError
 from cqrs_sync.unit_of_work.protocol import Transaction, UnitOfWork
 
 
@@ -20,6 +22,9 @@ class SqlAlchemyUnitOfWork(UnitOfWork):
     Args:
         session_factory: a ``sessionmaker``, or any function that returns a new ``Session``.
 
+    Raises:
+        ConfigurationError: it is a ``scoped_session``, which would share one session between units of work.
+
     Example:
         >>> import sqlalchemy
         >>> from sqlalchemy.orm import sessionmaker
@@ -27,6 +32,11 @@ class SqlAlchemyUnitOfWork(UnitOfWork):
     """
 
     def __init__(self, session_factory: Callable[[], Session]) -> None:
+        if isinstance(session_factory, scoped_session):
+            raise ConfigurationError(
+                "SqlAlchemyUnitOfWork opens a new session for each unit of work, and a scoped_session hands out the "
+                "same one again: pass its sessionmaker (scoped.session_factory)"
+            )
         self._session_factory = session_factory
         session_types: set[type] = {Session}
         if isinstance(session_factory, sessionmaker):
@@ -85,7 +95,10 @@ def _session_of(transaction: Any) -> Session:
 
 def _begin_on_sqlite(session: Session) -> None:
     """Begin for real: sqlite3 waits for the first INSERT, and a SAVEPOINT alone would commit when it is released."""
-    connection = session.connection()
+    try:
+        connection = session.connection()
+    except UnboundExecutionError:  # several databases behind one session, none of them the default
+        return
     if connection.dialect.name != "sqlite":
         return
     driver_connection = connection.connection.driver_connection

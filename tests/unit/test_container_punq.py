@@ -290,7 +290,7 @@ def test_an_invalidation_during_a_compilation_is_not_lost() -> None:
             plan.invalidate()
         return lambda: number
 
-    plan = Plan(compile_)
+    plan = Plan(compile_).compile()
     plan.invalidate()
     assert [plan.build(), plan.build(), plan.build()] == [2, 3, 3]
 

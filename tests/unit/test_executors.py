@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from cqrs_sync.errors import CloseTimeout, ConfigurationError, MediatorClosed
-from cqrs_sync.executors import InCallerThread, InPool, inside_a_job
+from cqrs_sync.errors import CloseTimeout, ConfigurationError
+from cqrs_sync.executors import InCallerThread, InPool
 
 WAIT = 10.0
 """Seconds after which a test that hangs fails; never reached by one that passes."""
@@ -313,24 +313,29 @@ def test_worker_context_surrounds_jobs_on_pool_threads_only() -> None:
     pool.close(WAIT)
 
 
-def test_a_worker_context_that_fails_is_not_swallowed() -> None:
-    """Its error reaches the caller like any other that leaves a job."""
-    tried = threading.Event()
+@pytest.mark.parametrize("when", ["enter", "leave"])
+def test_a_worker_context_that_fails_is_logged_and_no_job_is_lost(when: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Closing a connection that is gone is when it fails, and the job has been done."""
 
     @contextlib.contextmanager
     def around() -> Iterator[None]:
-        tried.set()
-        raise LookupError("no connection")
+        if when == "enter":
+            raise LookupError("no connection")
         yield
+        raise LookupError("no connection")
 
     pool = InPool(2, around)
-    with pytest.raises(LookupError, match="no connection"):
-        pool.run(call, [job(lambda: tried.wait(WAIT)), job(lambda: None)])
+    barrier = threading.Barrier(2)
+    done: list[int] = []
+    pool.run(call, [job(lambda: barrier.wait(WAIT), job(lambda: done.append(1))) for _ in range(2)])
+    assert done == [1, 1]
+    assert "worker_context could not be" in caplog.text
+    assert "no connection" in caplog.text
     pool.close(WAIT)
 
 
-def test_close_leaves_no_thread_and_refuses_further_jobs() -> None:
-    """Closing twice is harmless."""
+def test_close_leaves_no_thread_and_later_jobs_run_in_their_callers_thread() -> None:
+    """A send that was admitted before must not lose its events. Closing twice is harmless."""
     pool = InPool(2, name="cqrs-mine")
     barrier = threading.Barrier(2)
     pool.run(call, [job(lambda: barrier.wait(WAIT)) for _ in range(2)])
@@ -338,8 +343,59 @@ def test_close_leaves_no_thread_and_refuses_further_jobs() -> None:
     pool.close(WAIT)
     pool.close(WAIT)
     assert not any(thread.name.startswith("cqrs-mine") for thread in threading.enumerate())
-    with pytest.raises(MediatorClosed):
-        pool.run(call, [job(lambda: None)])
+    threads: list[int] = []
+    pool.run(call, [job(lambda: threads.append(threading.get_ident())) for _ in range(5)])
+    assert threads == [threading.get_ident()] * 5
+
+
+def test_a_pool_may_be_closed_by_another_pools_job() -> None:
+    """Only its own jobs would make it wait for itself."""
+    outer = InPool(2)
+
+    def run() -> None:
+        inner = InPool(2)
+        inner.run(call, [job(lambda: None), job(lambda: None)])
+        inner.close(WAIT)
+
+    outer.run(call, [job(run)])
+    outer.close(WAIT)
+
+
+def test_a_job_of_another_pool_takes_a_free_place_before_it_uses_its_own() -> None:
+    """So that the bound of the inner pool holds while it has places."""
+    outer, inner = InPool(4), InPool(1)
+    all_in = threading.Barrier(4)
+    gauge = Gauge()
+
+    def nested() -> None:
+        with gauge:
+            pass
+
+    def run() -> None:
+        all_in.wait(WAIT)
+        inner.run(call, [job(nested)])
+
+    outer.run(call, [job(run) for _ in range(4)])
+    assert gauge.total == 4
+    outer.close(WAIT)
+    inner.close(WAIT)
+
+
+def test_an_interrupt_while_threads_are_started_gives_the_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the pool would have one place less for ever."""
+    pool = InPool(1)
+    with monkeypatch.context() as patched:
+
+        def interrupted(*_: object) -> int:
+            raise KeyboardInterrupt
+
+        patched.setattr(pool, "_invite", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.run(call, [job(lambda: None)])
+    seen: list[int] = []
+    pool.run(call, [job(lambda: seen.append(1))])
+    assert seen == [1]
+    pool.close(WAIT)
 
 
 def test_close_waits_for_jobs_at_work_and_lets_them_nest() -> None:
@@ -376,7 +432,7 @@ def test_close_inside_a_job_is_refused(pool: InPool) -> None:
     errors: list[Exception] = []
 
     def run() -> None:
-        assert inside_a_job()
+        assert pool.runs_here()
         try:
             pool.close(WAIT)
         except ConfigurationError as error:
@@ -384,7 +440,7 @@ def test_close_inside_a_job_is_refused(pool: InPool) -> None:
 
     pool.run(call, [job(run)])
     assert "inside an event handler" in str(errors[0])
-    assert not inside_a_job()
+    assert not pool.runs_here()
 
 
 def test_a_pool_that_is_forgotten_warns_and_ends_its_threads() -> None:
@@ -407,11 +463,11 @@ def test_the_caller_does_it_all_when_no_thread_can_be_started(monkeypatch: pytes
     """As after the interpreter has begun to shut down."""
     pool = InPool(2)
     threads: set[int] = set()
-    monkeypatch.setattr(InPool, "_threads", _shutting_down)
+    monkeypatch.setattr("cqrs_sync.executors.ThreadPoolExecutor", _shutting_down)
     note = job(lambda: threads.add(threading.get_ident()), job(lambda: None), job(lambda: None))
     pool.run(call, [note] * 5)
     assert threads == {threading.get_ident()}
-    with pool._places, pool._places:  # both places are taken: the caller waits for one
+    with pool._state.places, pool._state.places:  # both places are taken: the caller waits for one
         caller = threading.Thread(
             target=pool.run,
             args=(
@@ -425,7 +481,7 @@ def test_the_caller_does_it_all_when_no_thread_can_be_started(monkeypatch: pytes
     pool.close(WAIT)
 
 
-def _shutting_down(pool: InPool) -> None:
+def _shutting_down(*_: object, **__: object) -> None:
     raise RuntimeError("cannot schedule new futures after interpreter shutdown")
 
 

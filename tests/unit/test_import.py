@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import pathlib
+import pickle
 import pydoc
 import subprocess
 import sys
@@ -149,6 +150,48 @@ def test_lazy_name_loads_its_module_on_first_use(tmp_path: pathlib.Path) -> None
     print(json.dumps([before, "sqlalchemy" in sys.modules, unit_of_work.__module__]))
     """
     assert python(textwrap.dedent(program), tmp_path) == [False, True, "cqrs_sync.unit_of_work.sqlalchemy"]
+
+
+def test_import_defines_no_model(tmp_path: pathlib.Path) -> None:
+    """The first model makes pydantic load most of itself, which takes longer than all of the library."""
+    program = """
+    import json, sys
+    import cqrs_sync
+    before = "pydantic.main" in sys.modules
+    request = cqrs_sync.Request
+    print(json.dumps([before, "pydantic.main" in sys.modules, request.__module__]))
+    """
+    assert python(textwrap.dedent(program), tmp_path) == [False, True, "cqrs_sync.requests.pydantic_request"]
+
+
+MODELS = {
+    "cqrs_sync.requests.pydantic_request": (["cqrs_sync.requests.request", "cqrs_sync.requests"], ["Request"]),
+    "cqrs_sync.pydantic_response": (["cqrs_sync.response"], ["Response"]),
+    "cqrs_sync.events.pydantic_event": (
+        ["cqrs_sync.events.event", "cqrs_sync.events"],
+        ["Event", "DomainEvent", "NotificationEvent"],
+    ),
+}
+"""Where the models live, where else they are offered beside the root, and their short names."""
+
+
+@pytest.mark.parametrize(
+    ("home", "offered", "name"),
+    [(home, offered, name) for home, (offered, names) in MODELS.items() for name in names],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_model_is_the_same_class_wherever_it_is_offered(home: str, offered: list[str], name: str) -> None:
+    """By both of its names; after the first use it is a global, and a pickle finds it."""
+    model = getattr(importlib.import_module(home), f"Pydantic{name}")
+    assert (model.__module__, model.__qualname__) == (home, f"Pydantic{name}")
+    assert pickle.loads(pickle.dumps(model)) is model
+    for path in ["cqrs_sync", *offered]:
+        module = importlib.import_module(path)
+        for alias in (name, f"Pydantic{name}"):
+            assert alias in module.__all__
+            assert alias in dir(module)
+            assert getattr(module, alias) is model
+            assert vars(module)[alias] is model
 
 
 # --- paths ---------------------------------------------------------------------------------------------------

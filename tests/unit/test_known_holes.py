@@ -1090,7 +1090,7 @@ def test_m14_assigned_follow_ups_of_an_event_handler_are_handled() -> None:
         "requests.mermaid",
         "events.event_handler",
         "events.bootstrap",
-        "events.event",
+        "events.pydantic_event",
     ],
 )
 def test_m14_examples_in_docstrings_run(name: str) -> None:

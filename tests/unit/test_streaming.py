@@ -518,7 +518,7 @@ def test_a_singleton_streaming_handler_is_refused() -> None:
     """Its events would leak between streams."""
     container = punq.Container()
     container.register(CountHandler, scope=punq.Scope.singleton)
-    with pytest.raises(SharedHandlerError, match="CountHandler is registered as a singleton"):
+    with pytest.raises(SharedHandlerError, match="CountHandler is a singleton"):
         bootstrap_streaming(container, commands_mapper=lambda m: m.bind(Count, CountHandler))
 
 
