@@ -534,6 +534,41 @@ def test_what_a_failed_nested_send_began_is_undone_whole() -> None:
     assert desk.uow.store == {"kept": 1}
 
 
+def test_a_nested_send_that_fails_before_it_has_written_leaves_nothing_to_undo() -> None:
+    """And the outer one goes on."""
+
+    class Fails(cqrs.RequestHandler[Do]):
+        def handle(self, request: Do) -> str:
+            raise ConnectionError
+
+    uow = MemoryUnitOfWork()
+    inner = bootstrap(
+        punq.Container(), commands_mapper=lambda m: m.bind(Do, Fails), scope_strategy=SEND, unit_of_work=uow
+    )
+
+    class Copes(PutHandler):
+        def handle(self, request: Put) -> str:
+            with pytest.raises(ConnectionError):
+                inner.send(Do())
+            return "coped"
+
+    class Lazy(cqrs.RequestHandler[Put]):
+        def handle(self, request: Put) -> str:
+            with pytest.raises(ConnectionError):
+                inner.send(Do())
+            return "coped"
+
+    for handler, commits in ((Copes, 1), (Lazy, 1)):
+        outer = bootstrap(
+            punq.Container(),
+            commands_mapper=lambda m, handler=handler: m.bind(Put, handler),
+            scope_strategy=SEND,
+            unit_of_work=uow,
+        )
+        assert outer.send(Put(key="k")) == "coped"
+        assert uow.commits == commits
+
+
 def test_a_scoped_session_is_refused() -> None:
     """Nested units of work would share its one session."""
     with pytest.raises(ConfigurationError, match="pass its sessionmaker"):
