@@ -223,13 +223,26 @@ def through(message):
 
     def handle(message):
         nonlocal events
-        response, more = invoke(message)
+{call}
         if more:
             events = (*events, *more)
         return response
 
     response = {nested}
     return response, events
+"""
+
+_CALL_INVOKE = """
+        response, more = invoke(message)
+"""
+
+# What invoke_handler() does, in place of a call of it.
+_CALL_HANDLER = """
+        handler = plan.build() if ambient() is None else build_in_scope()
+        response = handler.handle(message)
+        more = handler.events
+        if more:
+            more = take(more)
 """
 
 
@@ -239,10 +252,26 @@ def through_middlewares(layers: Layers, invoke: Invoke) -> Invoke:
     What a middleware calls to go on keeps the events of every call that succeeded, because its work stands. The nesting
     is written out, so that a further middleware costs its own call and one more.
     """
-    if not layers:
-        return invoke
-    names: dict[str, Any] = {f"layer{number}": layer for number, layer in enumerate(layers)}
+    return _nest(layers, _CALL_INVOKE, {"invoke": invoke}) if layers else invoke
+
+
+def invoke_handler_through(layers: Layers, scoping: Scoping, handler_type: type[Any], stage: Stage) -> Invoke:
+    """Return :func:`invoke_handler` with middlewares around it; in one function where it has no scope of its own."""
+    if not layers or scoping.per_handler:
+        return through_middlewares(layers, invoke_handler(scoping, handler_type, stage))
+    factory = HandlerFactory(scoping, handler_type)
+    names = {
+        "plan": factory.plan,
+        "ambient": ambient_scope.get,
+        "build_in_scope": factory.build_in_scope,
+        "take": factory.stage(stage),
+    }
+    return _nest(layers, _CALL_HANDLER, names)
+
+
+def _nest(layers: Layers, call: str, names: dict[str, Any]) -> Invoke:
+    named = {f"layer{number}": layer for number, layer in enumerate(layers)}
     nested = "handle"
-    for name in reversed(names):
+    for name in reversed(named):
         nested = f"{name}(message, {nested if nested == 'handle' else f'lambda message: {nested}'})"
-    return define("through", _THROUGH.format(nested=nested), {**names, "invoke": invoke})
+    return define("through", _THROUGH.format(call=call, nested=nested), {**named, **names})

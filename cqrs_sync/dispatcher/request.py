@@ -13,7 +13,7 @@ from cqrs_sync.invocation import (
     Invoke,
     Stage,
     invoke_chain,
-    invoke_handler,
+    invoke_handler_through,
     invoke_with_fallback,
     through_middlewares,
 )
@@ -97,7 +97,7 @@ class RequestDispatcher:
             )
         if isinstance(binding, type):
             _refuse_generator(binding)
-            return through_middlewares(self._layers, invoke_handler(self.scoping, binding, self._stage))
+            return invoke_handler_through(self._layers, self.scoping, binding, self._stage)
         return through_middlewares(self._layers, invoke_chain(self.scoping, binding, self._stage))
 
 
