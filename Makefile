@@ -47,7 +47,7 @@ demo: ## run the example shop
 
 .PHONY: test
 test: ## run every test, doctests and snippets included; the engine's branches must all be covered
-	$(call setup,examples test)
+	$(call setup,examples lint test)
 	@$(PY) -m coverage erase
 	$(PY) -m coverage run -m pytest
 	@$(PY) -m coverage combine --quiet

@@ -185,7 +185,7 @@ def test_close_keeps_its_budget(timeout: float) -> None:
         try:
             stuck.close(timeout={timeout})
         except CloseTimeout as error:
-            print(error.running, error)
+            print(error.running, error, flush=True)
         os._exit(0)
     """)
     assert result.stdout.startswith("1 1 send(s) still had event handlers at work after"), result.stderr
