@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Generator
 from contextlib import closing
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from typing_extensions import TypedDict, Unpack
 
 from cqrs_sync.container.scope import ScopeStrategy
+from cqrs_sync.dispatcher.base import MapDispatcher
 from cqrs_sync.dispatcher.event import EventDispatcher
 from cqrs_sync.dispatcher.models import RequestDispatchResult
 from cqrs_sync.dispatcher.request import RequestDispatcher
@@ -28,6 +30,8 @@ from cqrs_sync.requests.request import IRequest
 from cqrs_sync.scoping import OpenScope, Scoping
 from cqrs_sync.types import ResT
 from cqrs_sync.unit_of_work.protocol import UnitOfWork
+
+DispatcherT = TypeVar("DispatcherT", bound=MapDispatcher[Any])
 
 
 class EventSettings(TypedDict, total=False):
@@ -91,7 +95,51 @@ class _Mediator:
             raise MediatorClosed(f"this {type(self).__name__} was closed; build a new one")
 
 
-class RequestMediator(_Mediator):
+class _RequestsMediator(_Mediator, Generic[DispatcherT]):
+    """What the two mediators of requests have in common: their parts."""
+
+    _default_dispatcher: type[Any]
+
+    def __init__(
+        self,
+        request_map: RequestMap,
+        container: Any,
+        event_emitter: EventEmitter | None = None,
+        middleware_chain: MiddlewareChain | None = None,
+        event_map: EventMap | None = None,
+        max_concurrent_event_handlers: int = 1,
+        concurrent_event_handle_enable: bool | None = None,
+        scope_strategy: ScopeStrategy = ScopeStrategy.NONE,
+        *,
+        dispatcher_type: type[DispatcherT] | None = None,
+        **settings: Unpack[EventSettings],
+    ) -> None:
+        emitter = _emitter(event_emitter, event_map, container, scope_strategy, settings)
+        super().__init__(
+            _processor(event_map, emitter, max_concurrent_event_handlers, concurrent_event_handle_enable, settings)
+        )
+        chosen: Any = dispatcher_type or self._default_dispatcher
+        self._dispatcher: DispatcherT = chosen(
+            request_map=request_map,
+            container=container,
+            middleware_chain=middleware_chain,
+            scope_strategy=scope_strategy,
+            unit_of_work=settings.get("unit_of_work"),
+            stage=emitter.stage,
+        )
+        self._offer(emitter.scoping, self._dispatcher.scoping)
+
+    def compile(self) -> None:
+        """Make all bound handlers ready; refuses those that cannot be built or cannot be served here.
+
+        Raises:
+            ConfigurationError: naming the class and the parameter.
+        """
+        self._dispatcher.compile()
+        self._processor.emitter.compile()
+
+
+class RequestMediator(_RequestsMediator[RequestDispatcher]):
     """Sends commands and queries to their handlers. Thread-safe; one for a whole application.
 
     Built by :func:`cqrs_sync.requests.bootstrap.bootstrap`, or by hand from its parts:
@@ -109,47 +157,14 @@ class RequestMediator(_Mediator):
         settings: see :class:`EventSettings`.
     """
 
-    def __init__(
-        self,
-        request_map: RequestMap,
-        container: Any,
-        event_emitter: EventEmitter | None = None,
-        middleware_chain: MiddlewareChain | None = None,
-        event_map: EventMap | None = None,
-        max_concurrent_event_handlers: int = 1,
-        concurrent_event_handle_enable: bool | None = None,
-        scope_strategy: ScopeStrategy = ScopeStrategy.NONE,
-        *,
-        dispatcher_type: type[RequestDispatcher] = RequestDispatcher,
-        **settings: Unpack[EventSettings],
-    ) -> None:
-        emitter = _emitter(event_emitter, event_map, container, scope_strategy, settings)
-        super().__init__(
-            _processor(event_map, emitter, max_concurrent_event_handlers, concurrent_event_handle_enable, settings)
-        )
-        self._dispatcher = dispatcher_type(
-            request_map=request_map,
-            container=container,
-            middleware_chain=middleware_chain,
-            scope_strategy=scope_strategy,
-            unit_of_work=settings.get("unit_of_work"),
-            stage=emitter.stage,
-        )
-        self._offer(emitter.scoping, self._dispatcher.scoping)
-        # Past dispatch() unless it is overridden: it would be a fifth of the whole call.
-        overridden = dispatcher_type.dispatch is not RequestDispatcher.dispatch
-        self._invokes: dict[type, Invoke] = self._dispatcher.invokes
-        if overridden:
-            self._invokes = defaultdict(lambda: self._dispatch)
+    _default_dispatcher = RequestDispatcher
 
-    def compile(self) -> None:
-        """Make all bound handlers ready; refuses those that cannot be built.
-
-        Raises:
-            ConfigurationError: naming the class and the parameter.
-        """
-        self._dispatcher.compile()
-        self._processor.emitter.compile()
+    @functools.cached_property
+    def _invokes(self) -> dict[type, Invoke]:
+        """What handles each request: past ``dispatch()``, a fifth of the whole call, unless it is overridden."""
+        if type(self._dispatcher).dispatch is RequestDispatcher.dispatch:
+            return self._dispatcher.calls
+        return defaultdict(lambda: self._dispatch)
 
     def send(self, request: IRequest[ResT]) -> ResT:
         """Handle a request, then its events, and return the response.
@@ -187,48 +202,13 @@ class RequestMediator(_Mediator):
         return result.response, result.events
 
 
-class StreamingRequestMediator(_Mediator):
+class StreamingRequestMediator(_RequestsMediator[StreamingRequestDispatcher]):
     """Streams the answers of requests piece by piece. Thread-safe; each stream is used by one thread at a time.
 
     The arguments are those of :class:`RequestMediator`.
     """
 
-    def __init__(
-        self,
-        request_map: RequestMap,
-        container: Any,
-        event_emitter: EventEmitter | None = None,
-        middleware_chain: MiddlewareChain | None = None,
-        event_map: EventMap | None = None,
-        max_concurrent_event_handlers: int = 1,
-        concurrent_event_handle_enable: bool | None = None,
-        scope_strategy: ScopeStrategy = ScopeStrategy.NONE,
-        *,
-        dispatcher_type: type[StreamingRequestDispatcher] = StreamingRequestDispatcher,
-        **settings: Unpack[EventSettings],
-    ) -> None:
-        emitter = _emitter(event_emitter, event_map, container, scope_strategy, settings)
-        super().__init__(
-            _processor(event_map, emitter, max_concurrent_event_handlers, concurrent_event_handle_enable, settings)
-        )
-        self._dispatcher = dispatcher_type(
-            request_map=request_map,
-            container=container,
-            middleware_chain=middleware_chain,
-            scope_strategy=scope_strategy,
-            unit_of_work=settings.get("unit_of_work"),
-            stage=emitter.stage,
-        )
-        self._offer(emitter.scoping, self._dispatcher.scoping)
-
-    def compile(self) -> None:
-        """Make all bound handlers ready; refuses those that cannot be built or do not stream.
-
-        Raises:
-            ConfigurationError: naming the class and the parameter.
-        """
-        self._dispatcher.compile()
-        self._processor.emitter.compile()
+    _default_dispatcher = StreamingRequestDispatcher
 
     def stream(self, request: IRequest[ResT]) -> Generator[ResT, None, None]:
         """Return a generator of the pieces of the answer.

@@ -2,59 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from typing import Any, TypeAlias, cast
 
 from cqrs_sync.circuit_breaker import should_use_fallback
-from cqrs_sync.container.scope import ScopeStrategy
+from cqrs_sync.dispatcher.base import MapDispatcher
 from cqrs_sync.dispatcher.models import RequestDispatchResult
-from cqrs_sync.errors import RequestHandlerDoesNotExist, RequestHandlerTypeError, type_name
+from cqrs_sync.errors import RequestHandlerTypeError, type_name
 from cqrs_sync.events.emits_events import events_of
 from cqrs_sync.invocation import Events, HandlerFactory, Stage, log_fallback
-from cqrs_sync.middlewares.base import MiddlewareChain, compose
+from cqrs_sync.middlewares.base import Layer, compose
 from cqrs_sync.requests.fallback import RequestHandlerFallback
-from cqrs_sync.requests.map import RequestMap
 from cqrs_sync.requests.request import IRequest
 from cqrs_sync.requests.request_handler import StreamingRequestHandler
-from cqrs_sync.scoping import OpenScope, Scoping
-from cqrs_sync.unit_of_work.protocol import UnitOfWork
+from cqrs_sync.scoping import OpenScope
 
 Results: TypeAlias = Generator[RequestDispatchResult, None, None]
 Stream: TypeAlias = Callable[[IRequest[Any]], Results]
 
 
-class StreamingRequestDispatcher:
+class StreamingRequestDispatcher(MapDispatcher[Stream]):
     """Calls the streaming handler bound for a request; the middlewares see one call per stream. Thread-safe.
 
-    The arguments are those of :class:`~cqrs_sync.dispatcher.request.RequestDispatcher`.
+    The arguments are those of :class:`~cqrs_sync.dispatcher.base.MapDispatcher`.
     """
-
-    def __init__(
-        self,
-        request_map: RequestMap,
-        container: Any,
-        middleware_chain: MiddlewareChain | None = None,
-        scope_strategy: ScopeStrategy = ScopeStrategy.NONE,
-        *,
-        unit_of_work: UnitOfWork | None = None,
-        stage: Stage = tuple,
-    ) -> None:
-        self._request_map = request_map
-        self.scoping = Scoping(container, scope_strategy, unit_of_work)
-        self._chain = compose((middleware_chain or MiddlewareChain()).compile())
-        self._stage = stage
-        self._streams: dict[type, Stream] = {}
-
-    def compile(self) -> None:
-        """Make all bound handlers ready; refuses those that cannot be built or do not stream.
-
-        Raises:
-            ConfigurationError: naming the class and the parameter.
-        """
-        for request_type in self._request_map:
-            self._stream_for(request_type)
 
     def dispatch(self, request: IRequest[Any]) -> Results:
         """Return an iterator of the pieces, each with the events that go with it; nothing runs before it is used.
@@ -62,16 +36,11 @@ class StreamingRequestDispatcher:
         Raises:
             RequestHandlerDoesNotExist: nothing is bound for exactly this class.
         """
-        stream = self._streams.get(type(request)) or self._stream_for(type(request))
-        return stream(request)
+        return self.calls[type(request)](request)
 
-    def _stream_for(self, request_type: type[IRequest[Any]]) -> Stream:
-        try:
-            binding = self._request_map[request_type]
-        except KeyError:
-            raise RequestHandlerDoesNotExist(request_type) from None
-        stream = self._streams[request_type] = self._compile(binding)
-        return stream
+    @functools.cached_property
+    def _chain(self) -> Layer | None:
+        return compose(self._layers)
 
     def _compile(self, binding: Any) -> Stream:
         if isinstance(binding, RequestHandlerFallback):
