@@ -13,6 +13,7 @@ ENGINE := $(subst $(space),$(comma),$(strip \
 	cqrs_sync/invocation.py \
 	cqrs_sync/scoping.py \
 	cqrs_sync/codegen.py \
+	cqrs_sync/checks.py \
 	cqrs_sync/executors.py \
 	cqrs_sync/events/event_emitter.py \
 	cqrs_sync/events/event_processor.py \

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from cqrs_sync.checks import refuse_async
 from cqrs_sync.container.protocol import Container, as_container
 from cqrs_sync.container.scope import ScopeStrategy
 from cqrs_sync.events.event_emitter import EventEmitter
@@ -23,6 +24,7 @@ Startup = Iterable[Callable[[], None]]
 def start(di_container: Any, on_startup: Startup | None) -> Container:
     """Run the start-up functions, then wrap the container."""
     for function in on_startup or ():
+        refuse_async(function, "on_startup")
         function()
     return as_container(di_container)
 
@@ -47,6 +49,7 @@ def setup_event_emitter(
     """Return an emitter with the events bound; without a broker, notification events are dropped with a warning."""
     event_map = EventMap()
     if domain_events_mapper is not None:
+        refuse_async(domain_events_mapper, "events mapper")
         domain_events_mapper(event_map)
     return EventEmitter(
         event_map,

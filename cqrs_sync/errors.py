@@ -160,7 +160,10 @@ class RequestHandlerDoesNotExist(HandlerNotFound):
     """No handler is bound for this request."""
 
     def __init__(self, message_type: type) -> None:
-        super().__init__(message_type, "bind one in commands_mapper or queries_mapper (lookup is by exact type)")
+        remedy = "bind one in commands_mapper or queries_mapper (lookup is by exact type)"
+        if issubclass(message_type, type):
+            remedy = "send an instance of the request, not its class"
+        super().__init__(message_type, remedy)
 
 
 class EventHandlerDoesNotExist(HandlerNotFound):
@@ -205,7 +208,7 @@ class FollowUpLoop(CQRSError, RecursionError):
 
 
 class EventHandlingError(CQRSError, ExceptionGroup[Exception]):
-    """Event handlers (or the broker) failed; every sibling has run.
+    """Event handlers (or the broker) failed; every sibling has run. Its text names which, and on which event.
 
     Attributes:
         response: what the request's handler returned. Outside a shared unit of work its effects are committed,

@@ -16,9 +16,16 @@ from cqrs_sync.codegen import define
 from cqrs_sync.container.plans import Plan
 from cqrs_sync.container.protocol import SupportsPlans
 from cqrs_sync.container.scope import ambient_scope, scope_of
-from cqrs_sync.errors import HandlerTypeError, SharedHandlerError, type_name
+from cqrs_sync.errors import (
+    EventHandlerTypeError,
+    HandlerTypeError,
+    RequestHandlerTypeError,
+    SharedHandlerError,
+    type_name,
+)
 from cqrs_sync.events.emits_events import EmitsEvents, lists_events
 from cqrs_sync.events.event import IEvent
+from cqrs_sync.events.event_handler import EventHandler
 from cqrs_sync.events.fallback import EventHandlerFallback
 from cqrs_sync.middlewares.base import Layers
 from cqrs_sync.requests.cor_request_handler import CORRequestHandler, build_chain
@@ -117,7 +124,8 @@ class HandlerFactory:
 def _refuse_coroutines(handler_type: type[Any]) -> None:
     handle = handler_type.handle
     if inspect.iscoroutinefunction(handle) or inspect.isasyncgenfunction(handle):
-        raise HandlerTypeError(f"{type_name(handler_type)}.handle is async: take out async and await", handler_type)
+        error = EventHandlerTypeError if issubclass(handler_type, EventHandler) else RequestHandlerTypeError
+        raise error(f"{type_name(handler_type)}.handle is async: take out async and await", handler_type)
 
 
 def _refuse_abstract(container: SupportsPlans, handler_type: type[Any]) -> None:

@@ -361,5 +361,8 @@ def _emitter(
 def _processor(
     event_map: EventMap | None, emitter: EventEmitter, handlers: int, enable: bool | None, settings: EventSettings
 ) -> EventProcessor:
+    for name in settings.keys() - EventSettings.__annotations__.keys():
+        known = ", ".join(EventSettings.__annotations__)
+        raise TypeError(f"unexpected keyword argument {name!r}; the settings of events are {known}")
     own = {name: value for name, value in settings.items() if name != "unit_of_work"}
     return EventProcessor(event_map, emitter, handlers, enable, **own)  # type: ignore[arg-type]

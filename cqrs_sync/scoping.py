@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from contextvars import ContextVar
 from typing import Any
 
+from cqrs_sync.checks import require_instance
 from cqrs_sync.container.plans import Lasting, Plan, Services
 from cqrs_sync.container.protocol import Container, SupportsPlans, SupportsScope, as_container
 from cqrs_sync.container.scope import Ambient, ScopeAwareContainer, ScopeStrategy, ambient_scope, scope_of
@@ -114,6 +115,10 @@ class Scoping:
     def __init__(
         self, container: Any, strategy: ScopeStrategy = ScopeStrategy.NONE, unit_of_work: UnitOfWork | None = None
     ) -> None:
+        require_instance(strategy, ScopeStrategy, "scope_strategy", "pass cqrs_sync.ScopeStrategy.SEND, for example")
+        if unit_of_work is not None:
+            remedy = "pass SqlAlchemyUnitOfWork(sessionmaker), for example"
+            require_instance(unit_of_work, UnitOfWork, "unit_of_work", remedy)
         container = as_container(container)
         self.container: Container = container.root if isinstance(container, ScopeAwareContainer) else container
         self.strategy = strategy

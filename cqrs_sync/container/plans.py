@@ -253,6 +253,8 @@ def unresolvable(owner: Any, parameter: str, annotation: Any) -> UnresolvableDep
     """The error for a parameter that nothing fills, with its remedy."""
     if annotation is EMPTY:
         reason = f"it has no annotation; annotate it, give it a default, or register {parameter!r} by name"
+    elif getattr(annotation, "__module__", "").startswith("sqlalchemy"):
+        reason = f"{type_name(annotation)} is not registered; pass unit_of_work=SqlAlchemyUnitOfWork(sessionmaker)"
     else:
         reason = f"{type_name(annotation)} is not registered in the container; register it, or give a default"
     return UnresolvableDependency(owner, parameter, annotation, reason)

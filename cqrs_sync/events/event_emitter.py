@@ -7,8 +7,15 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+from cqrs_sync.checks import refuse_async, require_instance
 from cqrs_sync.container.scope import ScopeStrategy
-from cqrs_sync.errors import EventHandlerDoesNotExist, EventHandlingError, MessageBrokerNotConfigured, type_name
+from cqrs_sync.errors import (
+    EventHandlerDoesNotExist,
+    EventHandlerTypeError,
+    EventHandlingError,
+    MessageBrokerNotConfigured,
+    type_name,
+)
 from cqrs_sync.events.event import IDomainEvent, IEvent, INotificationEvent
 from cqrs_sync.events.fallback import EventHandlerFallback
 from cqrs_sync.events.map import EventMap, HandlerItem
@@ -79,6 +86,9 @@ class EventEmitter:
     ) -> None:
         self.event_map = event_map
         self.scoping = Scoping(container, scope_strategy, unit_of_work)
+        if message_broker is not None:
+            require_instance(message_broker, MessageBroker, "message_broker", "pass an object of such a class")
+            refuse_async(message_broker.send_message, "message_broker")
         self._message_broker = message_broker
         self._serializer = serializer if serializer is not None else JsonEventSerializer()
         self._handlers: dict[HandlerItem, Target] = {}
@@ -125,6 +135,12 @@ class EventEmitter:
         return follow_ups
 
     def _find(self, event_type: type[IEvent], *, publishes: bool) -> tuple[Target, ...]:
+        if not issubclass(event_type, IEvent):
+            raise EventHandlerTypeError(
+                f"a handler's events must be a list of events, and it holds a {type_name(event_type)} "
+                "(one event alone, or a class where an instance belongs, are the usual mistakes)",
+                event_type,
+            )
         targets = [self._target(handler) for handler in self.event_map.handlers_for(event_type)]
         if publishes and issubclass(event_type, INotificationEvent):
             if self._message_broker is None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from cqrs_sync.checks import refuse_async, require_instance
 from cqrs_sync.errors import (
     ConfigurationError,
     CQRSError,
@@ -151,7 +152,8 @@ class EventProcessor:
         self._executor.run(batch.take, jobs)
         errors = batch.errors
         if errors and (not batch.isolates or any(isinstance(error, _WIRING_ERRORS) for error in errors)):
-            group = EventHandlingError("event handlers failed", errors)
+            shown = "; ".join(batch.failures[:5])
+            group = EventHandlingError(f"event handlers failed: {shown}", errors)
             group.response = response
             raise group
 
@@ -171,8 +173,11 @@ class EventProcessor:
 
 
 def _executor(handlers: int, enable: bool | None, worker_context: WorkerContext | None) -> Executor:
+    require_instance(handlers, int, "max_concurrent_event_handlers", "pass a whole number")
     if handlers < 1:
         raise ConfigurationError(f"max_concurrent_event_handlers must be at least 1, not {handlers}")
+    if worker_context is not None:
+        refuse_async(worker_context, "worker_context")
     if handlers == 1 or enable is False:
         return InCallerThread()
     return InPool(handlers, worker_context)
@@ -181,7 +186,7 @@ def _executor(handlers: int, enable: bool | None, worker_context: WorkerContext 
 class _Batch:
     """What the events of one send have in common while they are worked through."""
 
-    __slots__ = ("_cut", "_deferred", "_follow_ups", "_processor", "errors", "isolates")
+    __slots__ = ("_cut", "_deferred", "_follow_ups", "_processor", "errors", "failures", "isolates")
 
     def __init__(self, processor: EventProcessor, shared: list[Any] | None) -> None:
         self._processor = processor
@@ -190,6 +195,7 @@ class _Batch:
         self._cut = False
         self.isolates = processor.isolates and shared is None
         self.errors: list[Exception] = []
+        self.failures: list[str] = []
 
     def jobs(self, events: Sequence[IEvent], find: Find, trail: Trail | None) -> list[Job]:
         """One job for each place each event goes to; what is published inside a transaction is put off instead."""
@@ -235,6 +241,7 @@ class _Batch:
     def failed(self, target: Target, event: IEvent, error: Exception) -> None:
         """Keep an error and, where errors are isolated, log it now."""
         self.errors.append(error)
+        self.failures.append(f"{target.name} on {type_name(type(event))} ({type(error).__name__})")
         if self.isolates:
             logger.error(
                 "%s failed on %s: %s",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
 
+from cqrs_sync.checks import refuse_async
 from cqrs_sync.errors import ConfigurationError, type_name
 
 HandleType: TypeAlias = Callable[[Any], Any]
@@ -75,6 +76,7 @@ def _checked(middleware: Any) -> Middleware:
             f"{type_name(middleware)} is no middleware; pass a function or an object that is called with (request, "
             "handle), and not its class"
         )
+    refuse_async(middleware, "middleware")
     checked: Middleware = middleware
     return checked
 

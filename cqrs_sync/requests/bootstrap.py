@@ -7,6 +7,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from typing_extensions import Unpack
 
+from cqrs_sync.checks import refuse_async
 from cqrs_sync.composition import EventsMapper, Startup, setup_event_emitter, start, with_logging
 from cqrs_sync.container.scope import ScopeStrategy
 from cqrs_sync.events.event_emitter import EventEmitter
@@ -220,6 +221,7 @@ def _bound(commands_mapper: RequestsMapper | None, queries_mapper: RequestsMappe
     request_map = RequestMap()
     for mapper in (commands_mapper, queries_mapper):
         if mapper is not None:
+            refuse_async(mapper, "requests mapper")
             mapper(request_map)
     return request_map
 

@@ -37,6 +37,12 @@ class SqlAlchemyUnitOfWork(UnitOfWork):
                 "SqlAlchemyUnitOfWork opens a new session for each unit of work, and a scoped_session hands out the "
                 "same one again: pass its sessionmaker (scoped.session_factory)"
             )
+        candidate: Any = session_factory
+        if not callable(candidate) or type(candidate).__name__ == "async_sessionmaker":
+            raise ConfigurationError(
+                "SqlAlchemyUnitOfWork takes a sessionmaker, or a function that returns a new Session, and not "
+                f"{session_factory!r}"
+            )
         self._session_factory = session_factory
         session_types: set[type] = {Session}
         if isinstance(session_factory, sessionmaker):

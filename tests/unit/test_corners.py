@@ -603,3 +603,82 @@ def test_what_was_left_from_the_async_library_is_refused_by_name(start: Callable
     """A coroutine that nobody awaits would do nothing, silently."""
     with pytest.raises((HandlerTypeError, ConfigurationError), match=text):
         start()
+
+
+async def _async(*_: Any) -> None:
+    """Nobody would await it."""
+
+
+class _AsyncBroker(InMemoryMessageBroker):
+    async def send_message(self, message: cqrs.Message) -> None:  # type: ignore[override]
+        """Nobody would await it."""
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"scope_strategy": "send"}, "scope_strategy must be a ScopeStrategy, not 'send'"),
+        ({"unit_of_work": sessionmaker()}, r"pass SqlAlchemyUnitOfWork\(sessionmaker\)"),
+        ({"unit_of_work": SqlAlchemyUnitOfWork}, "not the class SqlAlchemyUnitOfWork"),
+        ({"message_broker": InMemoryMessageBroker}, "not the class InMemoryMessageBroker"),
+        ({"message_broker": _AsyncBroker()}, "nobody would await it"),
+        ({"middlewares": [_async]}, "nobody would await it"),
+        ({"on_startup": [_async]}, "nobody would await it"),
+        ({"max_concurrent_event_handlers": 2, "worker_context": _async}, "nobody would await it"),
+        ({"max_concurrent_event_handlers": "4"}, "must be a int, not '4'"),
+    ],
+)
+def test_what_would_do_nothing_silently_is_refused_at_start_up(options: dict[str, Any], text: str) -> None:
+    """By the name of the parameter, with the remedy."""
+    with pytest.raises(ConfigurationError, match=text):
+        mediator_for(**options)
+
+
+def test_async_mappers_and_sessions_are_refused() -> None:
+    """An empty mediator, or a commit that nobody awaits, would be the result."""
+    for mapper in ("commands_mapper", "domain_events_mapper"):
+        with pytest.raises(ConfigurationError, match="mapper _async is async"):
+            bootstrap(punq.Container(), **{mapper: _async})
+    for wrong in (sa.create_engine("sqlite://"), type("async_sessionmaker", (), {"__call__": _async})()):
+        with pytest.raises(ConfigurationError, match="takes a sessionmaker"):
+            SqlAlchemyUnitOfWork(wrong)  # type: ignore[arg-type]
+
+
+def test_a_misspelt_setting_is_named_with_those_there_are() -> None:
+    """And not by a class that the caller has never seen."""
+    with pytest.raises(TypeError, match="unexpected keyword argument 'unitofwork'; the settings of events are unit_of"):
+        mediator_for(unitofwork=1)
+
+
+def test_sending_a_class_says_so() -> None:
+    """The usual slip."""
+    from cqrs_sync.errors import RequestHandlerDoesNotExist
+
+    with pytest.raises(RequestHandlerDoesNotExist, match="send an instance"):
+        mediator_for().send(Do)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("events", [Told(payload=1), [Told]])
+def test_events_that_are_no_list_of_events_are_refused(events: Any) -> None:
+    """One event alone, or a class."""
+
+    class Slips(cqrs.RequestHandler[Do]):
+        def handle(self, request: Do) -> str:
+            self.events = events
+            return "done"
+
+    mediator = bootstrap(punq.Container(), commands_mapper=lambda m: m.bind(Do, Slips))
+    with pytest.raises(HandlerTypeError, match="events must be a list of events"):
+        mediator.send(Do())
+
+
+def test_the_error_of_event_handlers_names_them() -> None:
+    """And the event, so that it says enough in another process too."""
+    from cqrs_sync.errors import EventHandlingError
+
+    def fail(event: Happened) -> None:
+        raise ValueError
+
+    mediator = mediator_for(event_handler(fail, name="Fails"), event_errors="raise")
+    with pytest.raises(EventHandlingError, match=r"Fails on Happened \(ValueError\)"):
+        mediator.send(Do(emits=[Happened()]))

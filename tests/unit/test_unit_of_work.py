@@ -577,7 +577,7 @@ def test_a_session_without_a_unit_of_work_is_refused_by_bootstrap() -> None:
     """Nothing is registered that could fill it."""
     container = punq.Container()
     container.register(Repository)
-    with pytest.raises(UnresolvableDependency, match=r"parameter 'session': Session is not registered"):
+    with pytest.raises(UnresolvableDependency, match="'session': Session is not registered; pass unit_of_work="):
         bootstrap(container, commands_mapper=lambda m: m.bind(Write, WriteHandler))
 
 
