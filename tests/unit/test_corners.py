@@ -180,7 +180,7 @@ def test_a_send_that_was_admitted_before_close_keeps_its_events() -> None:
 
 def test_an_interrupted_caller_leaves_no_follow_up_and_no_thread() -> None:
     """What a job on a pool thread returns after its caller has left is dropped."""
-    blocked, leave = threading.Event(), threading.Event()
+    blocked, interrupted, leave = threading.Event(), threading.Event(), threading.Event()
     caller = threading.get_ident()
     seen: list[int] = []
 
@@ -189,6 +189,7 @@ def test_an_interrupted_caller_leaves_no_follow_up_and_no_thread() -> None:
             seen.append(event.number)
         elif threading.get_ident() == caller:
             assert blocked.wait(WAIT)
+            interrupted.set()
             raise KeyboardInterrupt
         else:
             blocked.set()
@@ -196,7 +197,7 @@ def test_an_interrupted_caller_leaves_no_follow_up_and_no_thread() -> None:
 
     mediator = mediator_for(event_handler(react), max_concurrent_event_handlers=2)
     first = Happened(number=0, then=[Happened(number=1) for _ in range(5)])
-    releaser = threading.Thread(target=lambda: (blocked.wait(WAIT), leave.wait(0.05), leave.set()))
+    releaser = threading.Thread(target=lambda: (interrupted.wait(WAIT), leave.wait(0.2), leave.set()))
     releaser.start()
     with pytest.raises(KeyboardInterrupt):
         mediator.send(Do(emits=[first, first]))
