@@ -8,6 +8,11 @@ from typing import Any
 from cqrs_sync.errors import ConfigurationError, type_name
 
 
+def is_async(function: Any) -> bool:
+    """Whether calling a function makes a coroutine or an asynchronous generator."""
+    return inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+
+
 def refuse_async(function: Any, name: str) -> None:
     """Refuse an ``async`` function, or an object with an ``async`` call.
 
@@ -15,7 +20,7 @@ def refuse_async(function: Any, name: str) -> None:
         ConfigurationError: with ``name``, what it was given as.
     """
     for candidate in (function, getattr(function, "__call__", None), getattr(function, "__wrapped__", None)):  # noqa: B004
-        if inspect.iscoroutinefunction(candidate) or inspect.isasyncgenfunction(candidate):
+        if is_async(candidate):
             raise ConfigurationError(f"{name} {type_name(function)} is async and nobody would await it: take out async")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from cqrs_sync.checks import refuse_async
 from cqrs_sync.container.protocol import Container, as_container
@@ -18,6 +18,7 @@ from cqrs_sync.serializers.protocol import EventSerializer
 from cqrs_sync.unit_of_work.protocol import UnitOfWork
 
 EventsMapper = Callable[[EventMap], None]
+MapT = TypeVar("MapT")
 Startup = Iterable[Callable[[], None]]
 
 
@@ -27,6 +28,15 @@ def start(di_container: Any, on_startup: Startup | None) -> Container:
         refuse_async(function, "on_startup")
         function()
     return as_container(di_container)
+
+
+def filled(bindings: MapT, *mappers: Callable[[MapT], None] | None) -> MapT:
+    """Return a map after each mapper that was given has bound what it binds."""
+    for mapper in mappers:
+        if mapper is not None:
+            refuse_async(mapper, "mapper")
+            mapper(bindings)
+    return bindings
 
 
 def with_logging(middlewares: Iterable[Middleware] | None) -> MiddlewareChain:
@@ -47,12 +57,8 @@ def setup_event_emitter(
     unit_of_work: UnitOfWork | None = None,
 ) -> EventEmitter:
     """Return an emitter with the events bound; without a broker, notification events are dropped with a warning."""
-    event_map = EventMap()
-    if domain_events_mapper is not None:
-        refuse_async(domain_events_mapper, "events mapper")
-        domain_events_mapper(event_map)
     return EventEmitter(
-        event_map,
+        filled(EventMap(), domain_events_mapper),
         container,
         message_broker if message_broker is not None else DevnullMessageBroker(),
         scope_strategy,

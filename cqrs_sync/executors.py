@@ -213,8 +213,12 @@ class InPool:
                         return number
                     if state.executor is None:
                         state.executor = ThreadPoolExecutor(self._size, thread_name_prefix=self._name)
-                    state.executor.submit(self._help, work, state)
-                    state.helpers += 1
+                    state.helpers += 1  # first: an interrupt must not leave a helper that nobody counted
+                    try:
+                        state.executor.submit(self._help, work, state)
+                    except BaseException:
+                        state.helpers -= 1
+                        raise
             except RuntimeError:  # "cannot schedule new futures": the interpreter is shutting down
                 return number
         return invited

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
+from cqrs_sync.checks import is_async
 from cqrs_sync.circuit_breaker import should_use_fallback
 from cqrs_sync.codegen import define
 from cqrs_sync.container.plans import Plan
@@ -122,8 +123,7 @@ class HandlerFactory:
 
 
 def _refuse_coroutines(handler_type: type[Any]) -> None:
-    handle = handler_type.handle
-    if inspect.iscoroutinefunction(handle) or inspect.isasyncgenfunction(handle):
+    if is_async(handler_type.handle):
         error = EventHandlerTypeError if issubclass(handler_type, EventHandler) else RequestHandlerTypeError
         raise error(f"{type_name(handler_type)}.handle is async: take out async and await", handler_type)
 

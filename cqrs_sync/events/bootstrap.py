@@ -7,7 +7,7 @@ from typing import Any
 
 from typing_extensions import Unpack
 
-from cqrs_sync.composition import EventsMapper, Startup, setup_event_emitter, start, with_logging
+from cqrs_sync.composition import EventsMapper, Startup, filled, setup_event_emitter, start, with_logging
 from cqrs_sync.container.scope import ScopeStrategy
 from cqrs_sync.events.map import EventMap
 from cqrs_sync.mediator import EventMediator, EventSettings
@@ -81,9 +81,7 @@ def setup_mediator(
     **settings: Unpack[EventSettings],
 ) -> EventMediator:
     """Return a mediator from its parts; adds no middleware and checks nothing yet."""
-    event_map = EventMap()
-    if events_mapper is not None:
-        events_mapper(event_map)
+    event_map = filled(EventMap(), events_mapper)
     return EventMediator(event_map, container, MiddlewareChain(middlewares), scope_strategy, **settings)
 
 

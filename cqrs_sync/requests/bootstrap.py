@@ -7,8 +7,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from typing_extensions import Unpack
 
-from cqrs_sync.checks import refuse_async
-from cqrs_sync.composition import EventsMapper, Startup, setup_event_emitter, start, with_logging
+from cqrs_sync.composition import EventsMapper, Startup, filled, setup_event_emitter, start, with_logging
 from cqrs_sync.container.scope import ScopeStrategy
 from cqrs_sync.events.event_emitter import EventEmitter
 from cqrs_sync.events.map import EventMap
@@ -151,7 +150,7 @@ def _bootstrap(
         unit_of_work=settings.get("unit_of_work"),
     )
     mediator = mediator_type(
-        _bound(commands_mapper, queries_mapper),
+        filled(RequestMap(), commands_mapper, queries_mapper),
         container,
         emitter,
         with_logging(middlewares),
@@ -179,7 +178,7 @@ def setup_mediator(
 ) -> RequestMediator:
     """Return a mediator around an emitter that was set up before; adds no middleware and checks nothing yet."""
     return RequestMediator(
-        _bound(commands_mapper, queries_mapper),
+        filled(RequestMap(), commands_mapper, queries_mapper),
         container,
         event_emitter,
         MiddlewareChain(middlewares),
@@ -205,7 +204,7 @@ def setup_streaming_mediator(
 ) -> StreamingRequestMediator:
     """Return a mediator for streams; see :func:`setup_mediator`."""
     return StreamingRequestMediator(
-        _bound(commands_mapper, queries_mapper),
+        filled(RequestMap(), commands_mapper, queries_mapper),
         container,
         event_emitter,
         MiddlewareChain(middlewares),
@@ -215,15 +214,6 @@ def setup_streaming_mediator(
         scope_strategy,
         **settings,
     )
-
-
-def _bound(commands_mapper: RequestsMapper | None, queries_mapper: RequestsMapper | None) -> RequestMap:
-    request_map = RequestMap()
-    for mapper in (commands_mapper, queries_mapper):
-        if mapper is not None:
-            refuse_async(mapper, "requests mapper")
-            mapper(request_map)
-    return request_map
 
 
 __all__ = ("bootstrap", "bootstrap_streaming", "setup_event_emitter", "setup_mediator", "setup_streaming_mediator")

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import scoped_session, sessionmaker
 
 import cqrs_sync as cqrs
+from cqrs_sync import executors
 from cqrs_sync.container.plans import Plan
 from cqrs_sync.container.punq import PunqContainer
 from cqrs_sync.errors import ConfigurationError, HandlerTypeError, NoActiveUnitOfWork, SharedHandlerError
@@ -178,9 +179,18 @@ def test_a_send_that_was_admitted_before_close_keeps_its_events() -> None:
     assert (answers, seen) == (["done"], [0, 1, 2])
 
 
-def test_an_interrupted_caller_leaves_no_follow_up_and_no_thread() -> None:
-    """What a job on a pool thread returns after its caller has left is dropped."""
-    blocked, interrupted, leave = threading.Event(), threading.Event(), threading.Event()
+def test_an_interrupted_caller_leaves_no_follow_up_and_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a job on a pool thread returns after its caller was interrupted is dropped."""
+    blocked, leave = threading.Event(), threading.Event()
+    original = executors._Work.next_after
+
+    def recorded(work: Any, further: list[Any], failure: BaseException | None) -> Any:
+        following = original(work, further, failure)
+        if failure is not None:
+            leave.set()  # the interrupt is known; only now does the other job return
+        return following
+
+    monkeypatch.setattr(executors._Work, "next_after", recorded)
     caller = threading.get_ident()
     seen: list[int] = []
 
@@ -189,7 +199,6 @@ def test_an_interrupted_caller_leaves_no_follow_up_and_no_thread() -> None:
             seen.append(event.number)
         elif threading.get_ident() == caller:
             assert blocked.wait(WAIT)
-            interrupted.set()
             raise KeyboardInterrupt
         else:
             blocked.set()
@@ -197,11 +206,8 @@ def test_an_interrupted_caller_leaves_no_follow_up_and_no_thread() -> None:
 
     mediator = mediator_for(event_handler(react), max_concurrent_event_handlers=2)
     first = Happened(number=0, then=[Happened(number=1) for _ in range(5)])
-    releaser = threading.Thread(target=lambda: (interrupted.wait(WAIT), leave.wait(0.2), leave.set()))
-    releaser.start()
     with pytest.raises(KeyboardInterrupt):
         mediator.send(Do(emits=[first, first]))
-    releaser.join(WAIT)
     mediator.close()
     assert seen == []
 
