@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Generator
 from contextlib import closing
@@ -128,6 +127,10 @@ class _RequestsMediator(_Mediator, Generic[DispatcherT]):
             stage=emitter.stage,
         )
         self._offer(emitter.scoping, self._dispatcher.scoping)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make ready what a derived mediator calls often."""
 
     def compile(self) -> None:
         """Make all bound handlers ready; refuses those that cannot be built or cannot be served here.
@@ -159,12 +162,11 @@ class RequestMediator(_RequestsMediator[RequestDispatcher]):
 
     _default_dispatcher = RequestDispatcher
 
-    @functools.cached_property
-    def _invokes(self) -> dict[type, Invoke]:
-        """What handles each request: past ``dispatch()``, a fifth of the whole call, unless it is overridden."""
-        if type(self._dispatcher).dispatch is RequestDispatcher.dispatch:
-            return self._dispatcher.calls
-        return defaultdict(lambda: self._dispatch)
+    def _prepare(self) -> None:
+        # Past dispatch(), a fifth of the whole call, unless it is overridden.
+        overridden = type(self._dispatcher).dispatch is not RequestDispatcher.dispatch
+        calls = defaultdict[type, Invoke](lambda: self._dispatch)
+        self._invokes: dict[type, Invoke] = calls if overridden else self._dispatcher.calls
 
     def send(self, request: IRequest[ResT]) -> ResT:
         """Handle a request, then its events, and return the response.

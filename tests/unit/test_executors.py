@@ -8,6 +8,7 @@ import gc
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import pytest
@@ -509,3 +510,18 @@ def test_a_caller_that_waits_comes_back_for_further_jobs(monkeypatch: pytest.Mon
 
     pool.run(call, [run, run])
     pool.close(WAIT)
+
+
+def test_a_thread_that_cannot_be_started_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller does it all, and close() counts no helper that never came."""
+
+    class Full(ThreadPoolExecutor):
+        def submit(self, *_: Any, **__: Any) -> Any:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("cqrs_sync.executors.ThreadPoolExecutor", Full)
+    pool = InPool(2)
+    threads: list[int] = []
+    pool.run(call, [job(lambda: threads.append(threading.get_ident())) for _ in range(4)])
+    pool.close(0)
+    assert threads == [threading.get_ident()] * 4
