@@ -15,6 +15,12 @@ ENGINE := $(subst $(space),$(comma),$(strip \
 	cqrs_sync/codegen.py \
 	cqrs_sync/checks.py \
 	cqrs_sync/executors.py \
+	cqrs_sync/background.py \
+	cqrs_sync/backoff.py \
+	cqrs_sync/tracing.py \
+	cqrs_sync/sql.py \
+	cqrs_sync/producer.py \
+	cqrs_sync/outbox/* \
 	cqrs_sync/events/event_emitter.py \
 	cqrs_sync/events/event_processor.py \
 	cqrs_sync/events/bootstrap.py \
@@ -75,6 +81,11 @@ format: ## rewrite the code in the project's style
 	$(PY) -m ruff check --fix
 	$(PY) -m ruff format
 
+.PHONY: kafka
+kafka: ## run a real Apache Kafka in the foreground (Java 17 and Maven; it is fetched once)
+	$(call setup,examples test)
+	@$(PY) -m tests.kafka
+
 .PHONY: bench
 bench: ## measure against the peers
 	$(call setup,bench examples)
@@ -92,5 +103,5 @@ wheel: ## build the wheel and check it in an empty environment
 
 .PHONY: clean
 clean: ## remove what the other targets made, .venv included
-	rm -rf .venv .tox build dist ./*.egg-info .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .tox .kafka build dist ./*.egg-info .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

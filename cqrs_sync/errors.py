@@ -109,6 +109,63 @@ class UnresolvableDependency(ConfigurationError, LookupError):
         super().__init__(f"{where}: {reason}")
 
 
+class DuplicateEventName(ConfigurationError, KeyError):
+    """A second event type, or a second serializer, for a name on the wire.
+
+    Attributes:
+        event_name: the name.
+        event_type: what the second ``register`` wanted to put there.
+    """
+
+    def __init__(self, event_name: str, registered: Any, event_type: Any) -> None:
+        self.event_name = event_name
+        self.event_type = event_type
+        before, now = self._located(registered), self._located(event_type)
+        clash = f"and cannot be for {now} too: give each event type a name of its own"
+        if registered == event_type:
+            clash = "with another serializer: register it once"
+        elif before == now:
+            clash = "and cannot be for another class of that name: import its module once, under one name"
+        super().__init__(f"event name {event_name!r} is registered for {before} {clash}")
+
+    __str__ = Exception.__str__
+
+    @staticmethod
+    def _located(event_type: Any) -> str:
+        """The name of a class, and the modules of all its parts: two may be told apart by nothing else."""
+        parameters = getattr(event_type, "__pydantic_generic_metadata__", {}).get("args", ())
+        modules = dict.fromkeys(str(getattr(each, "__module__", "")) for each in (event_type, *parameters))
+        return f"{type_name(event_type)} ({', '.join(filter(None, modules))})"
+
+
+class EventNotRegistered(CQRSError, TypeError):
+    """An event that may not go into the outbox, or come out of it: its name or its type is not in the map.
+
+    Attributes:
+        event_type: the class of the event; None where only its bytes are at hand.
+        event_name: its name on the wire, or None.
+    """
+
+    def __init__(self, text: str, event_type: Any, event_name: str | None = None) -> None:
+        self.event_type = event_type
+        self.event_name = event_name
+        super().__init__(text)
+
+
+class EventNotStorable(CQRSError, ValueError):
+    """An event with a name, topic or key that the outbox cannot hold.
+
+    Attributes:
+        event_type: the class of the event.
+        field: which one.
+    """
+
+    def __init__(self, event_type: Any, field: str, reason: str) -> None:
+        self.event_type = event_type
+        self.field = field
+        super().__init__(f"{type_name(event_type)}.{field} {reason}")
+
+
 class NotInstalled(CQRSError, ImportError):
     """A part of the library that this installation does not have.
 
@@ -138,6 +195,21 @@ class NoActiveUnitOfWork(ConfigurationError):
         super().__init__(
             f"{type_name(service)} belongs to a unit of work and none is open here: "
             "resolve it inside a handler, or pass unit_of_work=... to bootstrap"
+        )
+
+
+class ClaimEnded(CQRSError, RuntimeError):
+    """An event of the outbox was to be sent after its transaction had ended: other processes may have it by now.
+
+    Attributes:
+        event_id: the event's.
+    """
+
+    def __init__(self, event_id: Any) -> None:
+        self.event_id = event_id
+        super().__init__(
+            f"outbox event {event_id} was not sent: a commit, a rollback or the end of the generator has given its "
+            "batch back, and others may send it. Commit after the batch; for a commit after each event use batch_size=1"
         )
 
 
@@ -224,6 +296,21 @@ class EventHandlingError(CQRSError, ExceptionGroup[Exception]):
         return group
 
 
+class StopTimeout(CQRSError, TimeoutError):
+    """``stop(timeout)`` ran out of time: the thread is still in its step, and ends after it.
+
+    Attributes:
+        thread_name: the thread's name.
+    """
+
+    def __init__(self, thread_name: str, timeout: float) -> None:
+        self.thread_name = thread_name
+        super().__init__(
+            f"{thread_name} was still at work after {timeout} s; it ends after its step, "
+            "and calling stop() again waits for it again"
+        )
+
+
 class MediatorClosed(CQRSError, RuntimeError):
     """``send`` or ``stream`` was called after ``close()``."""
 
@@ -264,6 +351,14 @@ class BrokerUnavailable(BrokerError, ConnectionError):
 
 class MessageRejected(BrokerError):
     """The broker will never take this message (too large, forbidden topic, ...)."""
+
+
+class MessageHeldBack(BrokerError):
+    """This message was not tried, because the broker rejected an earlier one of its key and order is kept."""
+
+    def __init__(self, message: Any = None) -> None:
+        key = getattr(message, "key", None)
+        super().__init__(f"held back: an earlier message of its key {key!r} was rejected", message)
 
 
 # --- sagas: the async library's names, raised by the saga engine ---------------------------------------------

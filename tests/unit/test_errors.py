@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import pickle
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,8 @@ class PlaceOrderHandler(cqrs.RequestHandler[PlaceOrder, None]):
     def handle(self, request: PlaceOrder) -> None:
         """Do nothing."""
 
+
+EVENT_ID = uuid.uuid4()
 
 MESSAGE = Message("order_placed", "orders", {"id": 1})
 
@@ -99,6 +102,12 @@ CASES = {
         {"service": PlaceOrder},
         ("PlaceOrder", "inside a handler", "unit_of_work=..."),
     ),
+    "ClaimEnded": Case(
+        lambda: errors.ClaimEnded(EVENT_ID),
+        RuntimeError,
+        {"event_id": EVENT_ID},
+        (str(EVENT_ID), "Commit after the batch", "batch_size=1"),
+    ),
     "HandlerNotFound": Case(
         lambda: errors.HandlerNotFound(PlaceOrder, "bind one"),
         LookupError,
@@ -148,6 +157,36 @@ CASES = {
         lambda: errors.BrokerUnavailable("down", MESSAGE), ConnectionError, {"message": MESSAGE}, ("down",)
     ),
     "MessageRejected": Case(lambda: errors.MessageRejected("too large", MESSAGE), None, {"message": MESSAGE}, ()),
+    "MessageHeldBack": Case(
+        lambda: errors.MessageHeldBack(Message("n", "t", None, key="k1")),
+        errors.BrokerError,
+        {},
+        ("held back", "its key 'k1' was rejected"),
+    ),
+    "StopTimeout": Case(
+        lambda: errors.StopTimeout("cqrs-outbox-relay", 1.5),
+        TimeoutError,
+        {"thread_name": "cqrs-outbox-relay"},
+        ("cqrs-outbox-relay was still at work after 1.5 s", "stop()"),
+    ),
+    "DuplicateEventName": Case(
+        lambda: errors.DuplicateEventName("order_placed", OrderPlaced, PlaceOrder),
+        KeyError,
+        {"event_name": "order_placed", "event_type": PlaceOrder},
+        ("'order_placed' is registered for OrderPlaced", "PlaceOrder", "a name of its own"),
+    ),
+    "EventNotRegistered": Case(
+        lambda: errors.EventNotRegistered("not registered", OrderPlaced, "order_placed"),
+        TypeError,
+        {"event_type": OrderPlaced, "event_name": "order_placed"},
+        ("not registered",),
+    ),
+    "EventNotStorable": Case(
+        lambda: errors.EventNotStorable(OrderPlaced, "topic", "is empty"),
+        ValueError,
+        {"event_type": OrderPlaced, "field": "topic"},
+        ("OrderPlaced.topic is empty",),
+    ),
     "EventNotSerializable": Case(
         lambda: EventNotSerializable(OrderPlaced, "it is a lock", "payload.lock"),
         TypeError,
