@@ -41,6 +41,10 @@ from cqrs_sync.lazy import lazy_names as _lazy_names
 from cqrs_sync.mediator import EventMediator, RequestMediator, StreamingRequestMediator
 from cqrs_sync.message_brokers.protocol import Message, MessageBroker
 from cqrs_sync.middlewares import LoggingMiddleware, Middleware, MiddlewareChain
+from cqrs_sync.outbox.map import OutboxedEventMap
+from cqrs_sync.outbox.models import EventStatus, OutboxedEvent
+from cqrs_sync.outbox.repository import OutboxedEventRepository
+from cqrs_sync.producer import EventProducer
 from cqrs_sync.requests.cor_request_handler import CORRequestHandler
 from cqrs_sync.requests.fallback import RequestHandlerFallback
 from cqrs_sync.requests.map import RequestMap
@@ -61,6 +65,10 @@ if TYPE_CHECKING:
     from cqrs_sync.events.pydantic_event import PydanticDomainEvent as PydanticDomainEvent
     from cqrs_sync.events.pydantic_event import PydanticEvent as PydanticEvent
     from cqrs_sync.events.pydantic_event import PydanticNotificationEvent as PydanticNotificationEvent
+    from cqrs_sync.outbox.relay import OutboxRelay as OutboxRelay
+    from cqrs_sync.outbox.relay import RelayHealth as RelayHealth
+    from cqrs_sync.outbox.sqlalchemy import SqlAlchemyOutboxedEventRepository as SqlAlchemyOutboxedEventRepository
+    from cqrs_sync.outbox.tables import rebind_outbox_model as rebind_outbox_model
     from cqrs_sync.pydantic_response import PydanticResponse as PydanticResponse
     from cqrs_sync.pydantic_response import Response as Response
     from cqrs_sync.requests.pydantic_request import PydanticRequest as PydanticRequest
@@ -79,13 +87,12 @@ else:
             **dict.fromkeys(("PydanticEvent", "Event"), "cqrs_sync.events.pydantic_event"),
             **dict.fromkeys(("PydanticDomainEvent", "DomainEvent"), "cqrs_sync.events.pydantic_event"),
             **dict.fromkeys(("PydanticNotificationEvent", "NotificationEvent"), "cqrs_sync.events.pydantic_event"),
+            **dict.fromkeys(("OutboxRelay", "RelayHealth"), "cqrs_sync.outbox.relay"),
+            "SqlAlchemyOutboxedEventRepository": "cqrs_sync.outbox.sqlalchemy",
             "SqlAlchemyUnitOfWork": "cqrs_sync.unit_of_work.sqlalchemy",
+            "rebind_outbox_model": "cqrs_sync.outbox.tables",
         },
         later={
-            "EventProducer": "cqrs_sync.producer",
-            "SqlAlchemyOutboxedEventRepository": "cqrs_sync.outbox",
-            **dict.fromkeys(("EventStatus", "OutboxedEvent", "OutboxedEventMap"), "cqrs_sync.outbox"),
-            **dict.fromkeys(("OutboxedEventRepository", "rebind_outbox_model"), "cqrs_sync.outbox"),
             **dict.fromkeys(("ContextT", "Resp", "Saga", "SagaMap", "SagaMediator"), "cqrs_sync.saga"),
             **dict.fromkeys(("SagaMermaid", "SagaStepHandler", "SagaStepResult"), "cqrs_sync.saga"),
         },
@@ -135,6 +142,16 @@ __all__ = (
     "LoggingMiddleware",
     "Middleware",
     "MiddlewareChain",
+    # the outbox
+    "EventProducer",
+    "EventStatus",
+    "OutboxRelay",
+    "OutboxedEvent",
+    "OutboxedEventMap",
+    "OutboxedEventRepository",
+    "RelayHealth",
+    "SqlAlchemyOutboxedEventRepository",
+    "rebind_outbox_model",
     # containers, scopes and units of work
     "Container",
     "DIContainer",

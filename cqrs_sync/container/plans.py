@@ -255,6 +255,9 @@ def unresolvable(owner: Any, parameter: str, annotation: Any) -> UnresolvableDep
         reason = f"it has no annotation; annotate it, give it a default, or register {parameter!r} by name"
     elif getattr(annotation, "__module__", "").startswith("sqlalchemy"):
         reason = f"{type_name(annotation)} is not registered; pass unit_of_work=SqlAlchemyUnitOfWork(sessionmaker)"
+    elif getattr(annotation, "__name__", "") in ("OutboxedEventRepository", "SqlAlchemyOutboxedEventRepository"):
+        remedy = "pass unit_of_work=SqlAlchemyUnitOfWork(sessionmaker, outbox=SqlAlchemyOutboxedEventRepository)"
+        reason = f"{type_name(annotation)} is not registered; {remedy}"
     else:
         reason = f"{type_name(annotation)} is not registered in the container; register it, or give a default"
     return UnresolvableDependency(owner, parameter, annotation, reason)

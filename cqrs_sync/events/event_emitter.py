@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeAlias
 
 from cqrs_sync.checks import refuse_async, require_instance
@@ -21,9 +22,11 @@ from cqrs_sync.events.fallback import EventHandlerFallback
 from cqrs_sync.events.map import EventMap, HandlerItem
 from cqrs_sync.invocation import Events, Invoke, Outcome, invoke_handler, invoke_with_fallback
 from cqrs_sync.message_brokers.protocol import Message, MessageBroker
+from cqrs_sync.outbox.repository import OutboxedEventRepository
 from cqrs_sync.scoping import Scoping
 from cqrs_sync.serializers.json import JsonEventSerializer
 from cqrs_sync.serializers.protocol import EventSerializer
+from cqrs_sync.tracing import with_trace_context
 from cqrs_sync.unit_of_work.protocol import UnitOfWork
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,9 @@ class Target(NamedTuple):
     publishes: bool = False
 
 
+OutboxOfHandler: TypeAlias = Callable[[], OutboxedEventRepository]
+"""Returns the outbox in the transaction of the handler that runs in this context."""
+
 Find: TypeAlias = Callable[[type[IEvent]], tuple[Target, ...]]
 
 
@@ -61,7 +67,8 @@ class EventEmitter:
     """Takes events to their handlers and to the message broker. Thread-safe.
 
     * Every event goes to the handlers bound for its class and its bases.
-    * A notification event goes to the broker too.
+    * A notification event goes to the broker too; where the unit of work has an outbox, it is stored there instead, in
+      the transaction of the handler that lists it.
     * A domain event that nobody handles is dropped; the first of its class is logged as a WARNING.
     * Any other event that has nowhere to go is an error.
 
@@ -98,6 +105,9 @@ class EventEmitter:
         """Where events of a class go; raises EventHandlerDoesNotExist or MessageBrokerNotConfigured."""
         self.received: Find = self._received.__getitem__
         """Where events of a class go that came from outside: to handlers, not back to the broker."""
+        self._outbox = self.scoping.services.get(OutboxedEventRepository)
+        self.staged: Find = self.targets if self._outbox is None else self._received.__getitem__
+        """Where events of a class go that :meth:`stage` has returned."""
 
     def compile(self) -> None:
         """Make all bound handlers ready; refuses those that cannot be built.
@@ -110,12 +120,32 @@ class EventEmitter:
                 self._target(handler)
 
     def stage(self, events: Events) -> Events:
-        """Check, inside the handler's unit of work, that each event has somewhere to go; return those left to emit."""
-        targets = self._targets
+        """Check, inside the handler's unit of work, that each event has somewhere to go; return those left to emit.
+
+        Notification events are stored in the outbox, if there is one; they are left to emit where they have handlers.
+
+        Raises:
+            EventHandlerDoesNotExist: there is an event with nowhere to go.
+            EventNotRegistered: the outbox does not know a notification event.
+        """
         listed = tuple(events)  # first: it may be a generator
+        if self._outbox is not None:
+            return self._store(listed, self._outbox)
+        targets = self._targets
         for event in listed:
             targets[type(event)]
         return listed
+
+    def _store(self, events: Events, outbox: OutboxOfHandler) -> Events:
+        left: list[IEvent] = []
+        for event in events:
+            if isinstance(event, INotificationEvent):
+                outbox().add(event)
+                if not self.event_map.handlers_for(type(event)):
+                    continue
+            self._received[type(event)]
+            left.append(event)
+        return left
 
     def emit(self, event: IEvent) -> Sequence[IEvent]:
         """Take one event everywhere it goes, in this thread, and return the follow-up events.
@@ -143,14 +173,26 @@ class EventEmitter:
             )
         targets = [self._target(handler) for handler in self.event_map.handlers_for(event_type)]
         if publishes and issubclass(event_type, INotificationEvent):
-            if self._message_broker is None:
-                raise MessageBrokerNotConfigured(event_type)
-            targets.append(Target(type_name(type(self._message_broker)), self._publish, publishes=True))
+            targets.append(self._way_out(event_type))
         if not targets and not issubclass(event_type, IDomainEvent):
             raise EventHandlerDoesNotExist(event_type)
         if not targets:
             logger.warning("no handler for domain event %s: events of this class are dropped", type_name(event_type))
         return tuple(targets)
+
+    def _way_out(self, event_type: type[IEvent]) -> Target:
+        """Where a notification event goes that no handler has listed: to the outbox or, without one, to the broker."""
+        if self._outbox is not None:
+            return Target("outbox", functools.partial(self._store_alone, self._outbox))
+        if self._message_broker is None:
+            raise MessageBrokerNotConfigured(event_type)
+        return Target(type_name(type(self._message_broker)), self._publish, publishes=True)
+
+    def _store_alone(self, outbox: OutboxOfHandler, event: INotificationEvent[Any]) -> Outcome:
+        """Store an event in the send that is open here, else in a unit of work of its own."""
+        with nullcontext() if self.scoping.open_send() is not None else self.scoping.open().entered():
+            outbox().add(event)
+        return None, ()
 
     def _target(self, handler: HandlerItem) -> Target:
         """The target for a binding; made once, as several event classes may share a handler."""
@@ -184,6 +226,6 @@ class EventEmitter:
             payload=event.to_dict(),
             payload_bytes=self._serializer.serialize(event),
             content_type=self._serializer.content_type_for(event),
-            headers=dict(event.headers),
+            headers=with_trace_context(event.headers),
             key=event.partition_key,
         )

@@ -112,8 +112,12 @@ class EventProcessor:
         Raises:
             EventHandlingError: see the class.
         """
+        self._process(events, self.emitter.targets, response)
+
+    def emit_staged(self, events: Sequence[IEvent], response: Any = None) -> None:
+        """Emit what :meth:`EventEmitter.stage` has left of a handler's events; see :meth:`emit_events`."""
         if events:
-            self._process(events, self.emitter.targets, response)
+            self._process(events, self.emitter.staged, response)
 
     def receive(self, event: IEvent) -> None:
         """Take an event that came from outside to its handlers, and emit their follow-ups.
@@ -231,7 +235,7 @@ class _Batch:
         self._follow_ups += len(events)  # a count lost between threads does no harm
         deepest = self._processor.max_event_depth
         if trail.depth <= deepest and self._follow_ups <= MAX_FOLLOW_UPS:
-            return self.jobs(events, self._processor.emitter.targets, trail)
+            return self.jobs(events, self._processor.emitter.staged, trail)
         if self._cut:
             return []
         self._cut = True

@@ -24,7 +24,8 @@ class DevnullMessageBroker(MessageBroker):
         self._warned = True
         logger.log(
             level,
-            "notification event %s for topic %s is dropped: no message_broker was given to bootstrap",
+            "notification event %s for topic %s is dropped: no message_broker was given to bootstrap, and the unit of "
+            "work has no outbox",
             message.message_name,
             message.topic,
             extra={"message_id": str(message.message_id)},

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from cqrs_sync.errors import BrokerError, BrokerUnavailable, MessageRejected
+from cqrs_sync.errors import BrokerError, BrokerUnavailable, MessageHeldBack, MessageRejected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,23 +61,42 @@ class MessageBroker(abc.ABC):
         Raises:
             BrokerUnavailable: the broker cannot be reached now; try again later.
             MessageRejected: it will never take this message.
+            ConfigurationError: it is set up wrongly, and takes no message until somebody mends that.
         """
 
-    def send_messages(self, messages: Sequence[Message]) -> list[BrokerError | None]:
+    def send_messages(self, messages: Sequence[Message]) -> Sequence[Exception | None]:
         """Send several messages, in their order for each key, and return one result for each: None, or its error.
 
-        After the first ``BrokerUnavailable`` the rest is not tried. Brokers that can have several messages under way
-        override this; any other exception of a broker's own passes through.
+        * ``MessageRejected``: the broker will never take it. Later messages of its key are then not tried: their
+          result is ``MessageHeldBack``.
+        * ``BrokerUnavailable``: it did not get there, or nobody knows. The messages behind the first of these are
+          not tried and have the same result.
+        * Any other exception is what :meth:`send_message` raised for this very message; the rest is not tried, and
+          has ``BrokerUnavailable`` as its result.
+
+        Brokers that can have several messages under way override this; what such a one raises, instead of returning
+        it, says nothing about any message.
         """
-        results: list[BrokerError | None] = []
+        results: list[Exception | None] = []
+        rejected: set[str] = set()
         for message in messages:
+            if message.key is not None and message.key in rejected:
+                results.append(MessageHeldBack(message))
+                continue
             try:
                 self.send_message(message)
                 results.append(None)
             except MessageRejected as error:
                 results.append(error)
+                if message.key is not None:
+                    rejected.add(message.key)
             except BrokerUnavailable as error:
                 results.extend([error] * (len(messages) - len(results)))
+                break
+            except Exception as error:
+                results.append(error)
+                untried = BrokerUnavailable(f"not tried, after a {type(error).__name__} of the message before", message)
+                results.extend([untried] * (len(messages) - len(results)))
                 break
         return results
 
@@ -94,4 +113,4 @@ class MessageBroker(abc.ABC):
         self.close()
 
 
-__all__ = ("BrokerError", "BrokerUnavailable", "Message", "MessageBroker", "MessageRejected")
+__all__ = ("BrokerError", "BrokerUnavailable", "Message", "MessageBroker", "MessageHeldBack", "MessageRejected")

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from cqrs_sync.container.plans import Services
 from cqrs_sync.errors import NoActiveUnitOfWork
+from cqrs_sync.outbox.repository import OutboxedEventRepository
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,17 @@ class UnitOfWork(abc.ABC):
         except NoActiveUnitOfWork:
             raise NoActiveUnitOfWork(service) from None
         return getter(transaction)
+
+
+def outbox_services(outbox: Any) -> dict[Any, Callable[[Any], Any]]:
+    """What a constructor may ask for where there is an outbox: the port and, if that makes it, the class itself."""
+    asked_for = {OutboxedEventRepository, outbox} if isinstance(outbox, type) else {OutboxedEventRepository}
+    return dict.fromkeys(asked_for, _outbox_of)
+
+
+def _outbox_of(transaction: Any) -> OutboxedEventRepository:
+    outbox: OutboxedEventRepository = transaction.outbox
+    return outbox
 
 
 class Unit:

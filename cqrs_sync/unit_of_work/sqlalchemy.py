@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy.exc import UnboundExecutionError
-from sqlalchemy.orm import Session, scoped_session, sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
-from cqrs_sync.errors import ConfigurationError
-from cqrs_sync.unit_of_work.protocol import Transaction, UnitOfWork
+from cqrs_sync.checks import require_factory
+from cqrs_sync.outbox.repository import OutboxedEventRepository
+from cqrs_sync.sql import begin_on_sqlite, require_session_factory
+from cqrs_sync.unit_of_work.protocol import Transaction, UnitOfWork, outbox_services
 
 
 class SqlAlchemyUnitOfWork(UnitOfWork):
@@ -21,9 +23,13 @@ class SqlAlchemyUnitOfWork(UnitOfWork):
 
     Args:
         session_factory: a ``sessionmaker``, or any function that returns a new ``Session``.
+        outbox: makes the outbox of a session: ``SqlAlchemyOutboxedEventRepository``, or a ``functools.partial`` of it
+            that sets its options. With it the notification events of handlers are stored in their own transaction,
+            and a constructor that asks for ``OutboxedEventRepository`` gets it.
 
     Raises:
-        ConfigurationError: it is a ``scoped_session``, which would share one session between units of work.
+        ConfigurationError: ``session_factory`` opens no new sessions (a ``scoped_session`` shares one between units of
+            work), or ``outbox`` makes no outboxes.
 
     Example:
         >>> import sqlalchemy
@@ -31,31 +37,32 @@ class SqlAlchemyUnitOfWork(UnitOfWork):
         >>> unit_of_work = SqlAlchemyUnitOfWork(sessionmaker(sqlalchemy.create_engine("sqlite://")))
     """
 
-    def __init__(self, session_factory: Callable[[], Session]) -> None:
-        if isinstance(session_factory, scoped_session):
-            raise ConfigurationError(
-                "SqlAlchemyUnitOfWork opens a new session for each unit of work, and a scoped_session hands out the "
-                "same one again: pass its sessionmaker (scoped.session_factory)"
-            )
-        candidate: Any = session_factory
-        if not callable(candidate) or type(candidate).__name__ == "async_sessionmaker":
-            raise ConfigurationError(
-                "SqlAlchemyUnitOfWork takes a sessionmaker, or a function that returns a new Session, and not "
-                f"{session_factory!r}"
-            )
+    def __init__(
+        self,
+        session_factory: Callable[[], Session],
+        *,
+        outbox: Callable[[Session], OutboxedEventRepository] | None = None,
+    ) -> None:
+        require_session_factory(session_factory, "SqlAlchemyUnitOfWork's session_factory")
+        if outbox is not None:
+            remedy = "pass the class SqlAlchemyOutboxedEventRepository, or a functools.partial of it"
+            require_factory(outbox, OutboxedEventRepository, "outbox", remedy)
         self._session_factory = session_factory
         session_types: set[type] = {Session}
         if isinstance(session_factory, sessionmaker):
             session_types.add(session_factory.class_)
-        self._services = dict.fromkeys(session_types, _session_of)
+        self._services: dict[Any, Callable[[Any], Any]] = dict.fromkeys(session_types, _session_of)
+        self._outbox = outbox
+        if outbox is not None:
+            self._services |= outbox_services(outbox)
 
     def begin(self) -> SqlAlchemyTransaction:
         """Open a session; see :meth:`UnitOfWork.begin`."""
-        return SqlAlchemyTransaction(self._session_factory())
+        return SqlAlchemyTransaction(self._session_factory(), self._outbox)
 
     @property
     def services(self) -> Mapping[Any, Callable[[Any], Any]]:
-        """``Session``, and the sessionmaker's own session class."""
+        """``Session``, the sessionmaker's own session class and, where there is one, the outbox."""
         return self._services
 
     @property
@@ -71,8 +78,15 @@ class SqlAlchemyUnitOfWork(UnitOfWork):
 class SqlAlchemyTransaction(Transaction):
     """One session and its transaction."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, outbox: Callable[[Session], OutboxedEventRepository] | None = None) -> None:
         self.session = session
+        self._make_outbox = outbox
+
+    @functools.cached_property
+    def outbox(self) -> OutboxedEventRepository:
+        """The outbox in this transaction."""
+        assert self._make_outbox is not None  # or nobody could ask for it
+        return self._make_outbox(self.session)
 
     def commit(self) -> None:
         """Flush and commit the session."""
@@ -89,7 +103,7 @@ class SqlAlchemyTransaction(Transaction):
     @contextmanager
     def savepoint(self) -> Iterator[None]:
         """Write in a SAVEPOINT that is rolled back alone when the block raises."""
-        _begin_on_sqlite(self.session)
+        begin_on_sqlite(self.session)
         with self.session.begin_nested():
             yield
 
@@ -97,16 +111,3 @@ class SqlAlchemyTransaction(Transaction):
 def _session_of(transaction: Any) -> Session:
     session: Session = transaction.session
     return session
-
-
-def _begin_on_sqlite(session: Session) -> None:
-    """Begin for real: sqlite3 waits for the first INSERT, and a SAVEPOINT alone would commit when it is released."""
-    try:
-        connection = session.connection()
-    except UnboundExecutionError:  # several databases behind one session, none of them the default
-        return
-    if connection.dialect.name != "sqlite":
-        return
-    driver_connection = connection.connection.driver_connection
-    if driver_connection is not None and not driver_connection.in_transaction:
-        connection.exec_driver_sql("BEGIN")

@@ -139,6 +139,8 @@ class Flaky(MessageBroker):
     def send_message(self, message: Message) -> None:
         number = message.payload["number"]
         self.tried.append(number)
+        if number == 9:
+            raise OSError("a driver's own")
         if number >= 4:
             raise BrokerUnavailable("gone", message)
         if number % 2:
@@ -153,8 +155,26 @@ def test_send_messages_goes_on_after_a_rejection_and_stops_at_an_outage() -> Non
     kinds = [type(result).__name__ for result in results]
     assert kinds == ["NoneType", "MessageRejected", "NoneType", "MessageRejected", *["BrokerUnavailable"] * 3]
     assert broker.tried == [0, 1, 2, 3, 4]
-    assert results[1] is not None
+    assert isinstance(results[1], MessageRejected)
     assert results[1].message is messages[1]
+
+
+def test_send_messages_holds_back_what_follows_a_rejection_in_its_key() -> None:
+    """Other keys, and messages without one, go on."""
+    broker = Flaky()
+    sent = [(1, "a"), (0, "a"), (0, "b"), (3, None), (2, None)]
+    results = broker.send_messages([Message("n", "t", {"number": number}, key=key) for number, key in sent])
+    kinds = [type(result).__name__ for result in results]
+    assert kinds == ["MessageRejected", "MessageHeldBack", "NoneType", "MessageRejected", "NoneType"]
+    assert broker.tried == [1, 0, 3, 2]
+
+
+def test_send_messages_reports_an_error_of_the_brokers_own_for_its_message() -> None:
+    """And tries no further one."""
+    broker = Flaky()
+    results = broker.send_messages([Message("n", "t", {"number": number}) for number in (0, 9, 2)])
+    assert [type(result) for result in results] == [type(None), OSError, BrokerUnavailable]
+    assert broker.tried == [0, 9]
 
 
 def test_a_message_as_a_dictionary_leaves_out_what_is_absent() -> None:

@@ -14,13 +14,13 @@ from typing import TypeAlias
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-COMES_LATER = {"conftest", "emit_to_kafka", "outbox_publisher", "outboxed_event_map", "saga"}
+NOT_CHECKED = {"conftest", "emit_to_kafka", "outbox_publisher", "saga"}
 
 FILES = [
     *sorted(path for path in pathlib.Path(__file__).parent.glob("*.py") if path != pathlib.Path(__file__)),
-    *sorted(path for path in (ROOT / "tests/examples/article").glob("*.py") if path.stem not in COMES_LATER),
+    *sorted(path for path in (ROOT / "tests/examples/article").glob("*.py") if path.stem not in NOT_CHECKED),
 ]
-"""What is checked; snippets that need a later release are not."""
+"""What is checked; snippets that need a later release, or names that the article leaves to the reader, are not."""
 
 Findings: TypeAlias = Mapping[pathlib.Path, list[str]]
 

@@ -647,7 +647,7 @@ def test_async_mappers_and_sessions_are_refused() -> None:
         with pytest.raises(ConfigurationError, match="mapper _async is async"):
             bootstrap(punq.Container(), **{mapper: _async})
     for wrong in (sa.create_engine("sqlite://"), type("async_sessionmaker", (), {"__call__": _async})()):
-        with pytest.raises(ConfigurationError, match="takes a sessionmaker"):
+        with pytest.raises(ConfigurationError, match="must be a sessionmaker"):
             SqlAlchemyUnitOfWork(wrong)  # type: ignore[arg-type]
 
 

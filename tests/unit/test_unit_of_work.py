@@ -26,6 +26,8 @@ from cqrs_sync.errors import (
 )
 from cqrs_sync.events.bootstrap import bootstrap as bootstrap_events
 from cqrs_sync.message_brokers.memory import InMemoryMessageBroker
+from cqrs_sync.outbox.mock import MemoryOutbox
+from cqrs_sync.outbox.sqlalchemy import OutboxModel
 from cqrs_sync.requests.bootstrap import bootstrap
 from cqrs_sync.unit_of_work.memory import MemoryTransaction, MemoryUnitOfWork
 from cqrs_sync.unit_of_work.protocol import Transaction, UnitOfWork
@@ -564,6 +566,13 @@ def test_the_sessionmakers_own_class_can_be_asked_for(engine: sa.Engine) -> None
     assert names(engine) == ["mine"]
 
 
+@pytest.mark.parametrize("outbox", [OutboxModel, MemoryOutbox(), "outbox"])
+def test_what_makes_no_outbox_is_refused(engine: sa.Engine, outbox: Any) -> None:
+    """A model, an outbox itself: the first handler would find out otherwise."""
+    with pytest.raises(ConfigurationError, match=r"outbox must make .*: pass the class SqlAlchemy"):
+        SqlAlchemyUnitOfWork(sessionmaker(engine), outbox=outbox)
+
+
 def test_a_singleton_that_would_keep_a_session_is_refused(uow: Counting) -> None:
     """The error names the class, the parameter and the singleton."""
     container = punq.Container()
@@ -579,6 +588,17 @@ def test_a_session_without_a_unit_of_work_is_refused_by_bootstrap() -> None:
     container.register(Repository)
     with pytest.raises(UnresolvableDependency, match="'session': Session is not registered; pass unit_of_work="):
         bootstrap(container, commands_mapper=lambda m: m.bind(Write, WriteHandler))
+
+
+def test_an_outbox_without_one_in_the_unit_of_work_is_refused_by_bootstrap(uow: Counting) -> None:
+    """With the argument that is missing."""
+
+    class Storing(WriteHandler):
+        def __init__(self, outbox: cqrs.OutboxedEventRepository) -> None:
+            raise NotImplementedError
+
+    with pytest.raises(UnresolvableDependency, match=r"'outbox': OutboxedEventRepository is not .*outbox=SqlAlchemy"):
+        bootstrap(punq.Container(), commands_mapper=lambda m: m.bind(Write, Storing), unit_of_work=uow)
 
 
 def test_an_emitter_with_other_scopes_than_the_mediator_is_refused(uow: Counting) -> None:
