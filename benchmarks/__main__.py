@@ -1,4 +1,4 @@
-"""Measures and prints: ``python -m benchmarks [send] [events] [pool] [import] [unit-of-work]``, by default all."""
+"""Measures and prints: ``python -m benchmarks [SUITE]...``, by default all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import events, imports, send, unit_of_work
+from benchmarks import (
+    events,
+    imports,
+    outbox,
+    outbox_add,
+    outbox_kafka,
+    outbox_latency,
+    progress,
+    send,
+    servers,
+    unit_of_work,
+)
 from benchmarks.report import Section, environment, print_section, write_json
 from benchmarks.timing import Effort
 
@@ -20,6 +31,11 @@ SUITES = {
     "pool": events.measure_pool,
     "import": imports.measure,
     "unit-of-work": unit_of_work.measure,
+    "outbox": outbox.measure,
+    "outbox-backlog": outbox.measure_backlog,
+    "outbox-add": outbox_add.measure,
+    "outbox-latency": outbox_latency.measure,
+    "outbox-kafka": outbox_kafka.measure,
 }
 
 
@@ -35,12 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.width = 120
     console.print(_conditions())
     found: dict[str, list[Section]] = {}
-    for suite in options.suites or SUITES:
-        found[suite] = []
-        for section in SUITES[suite](effort):
-            found[suite].append(section)
-            console.print()
-            print_section(console, section)
+    try:
+        for suite in options.suites or SUITES:
+            found[suite] = []
+            for section in SUITES[suite](effort):
+                progress.done()
+                found[suite].append(section)
+                console.print()
+                print_section(console, section)
+    finally:
+        servers.stop()
     if options.json:
         write_json(options.json, found)
     broken = [
@@ -66,7 +86,9 @@ def _effort(options: argparse.Namespace) -> Effort:
     effort = dataclasses.replace(Effort.quick() if options.quick else Effort(), peers=not options.no_peers)
     if options.rounds is None:
         return effort
-    return dataclasses.replace(effort, rounds=options.rounds, slow_rounds=options.rounds, processes=options.rounds)
+    return dataclasses.replace(
+        effort, rounds=options.rounds, slow_rounds=options.rounds, processes=options.rounds, drains=options.rounds
+    )
 
 
 def _conditions() -> str:

@@ -17,7 +17,10 @@ from rich.table import Table
 
 from benchmarks.timing import Times
 
-REPORTED_VERSIONS = ("pydantic", "punq", "SQLAlchemy", "python-cqrs", "mediatr", "buz", "pymediate")
+REPORTED_VERSIONS = (
+    *("pydantic", "punq", "SQLAlchemy", "psycopg2-binary", "kafka-python", "confluent-kafka"),
+    *("python-cqrs", "asyncpg", "mediatr", "buz", "pymediate"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeAlias
 
+from benchmarks.progress import say
+
 Run: TypeAlias = Callable[[int], float]
 """Does one thing so many times and returns how many seconds that took."""
 
@@ -32,6 +34,12 @@ class Effort:
         slow_rounds: the rounds of what takes milliseconds.
         many: how many handlers "many handlers" are.
         processes: how many interpreters are started per import that is measured.
+        drains: the rounds of what empties a table or a topic.
+        events: how many events are in it.
+        backlogs: how many events are pending, from few to many.
+        samples: how many events are timed one by one, and how many of those where each waits for a poll.
+        relays: how many relay processes share a backlog, from one on.
+        servers: whether servers that take long to start are started, where there is an imitation.
         peers: whether the other libraries take part.
     """
 
@@ -40,12 +48,30 @@ class Effort:
     slow_rounds: int = 31
     many: int = 10_000
     processes: int = 15
+    drains: int = 11
+    events: int = 10_000
+    backlogs: tuple[int, int, int] = (1_000, 100_000, 1_000_000)
+    samples: tuple[int, int] = (300, 60)
+    relays: tuple[int, ...] = (1, 2, 4)
+    servers: bool = True
     peers: bool = True
 
     @classmethod
     def quick(cls) -> Effort:
         """Just enough to see that everything runs; the figures mean nothing."""
-        return cls(rounds=1, slice=0.00001, slow_rounds=1, many=20, processes=1)
+        return cls(
+            rounds=1,
+            slice=0.00001,
+            slow_rounds=1,
+            many=20,
+            processes=1,
+            drains=1,
+            events=100,
+            backlogs=(10, 20, 30),
+            samples=(3, 3),
+            relays=(1,),
+            servers=False,
+        )
 
 
 @dataclass(frozen=True)
@@ -72,13 +98,15 @@ class Times:
         return statistics.median((a - b) / c for a, b, c in triples)
 
 
-def race(contestants: Mapping[str, Run], *, rounds: int, slice: float) -> Times:  # noqa: A002
-    """Time the contestants in turns, without garbage collections inside a slice."""
+def race(contestants: Mapping[str, Run], *, rounds: int, slice: float, said: str = "") -> Times:  # noqa: A002
+    """Time the contestants in turns, without garbage collections inside a slice; where ``said``, say how far it is."""
     order = random.Random(1)
     times: dict[str, list[float]] = {name: [] for name in contestants}
     with _no_collections():
         calls = {name: _calls_per_slice(run, slice) for name, run in contestants.items()}
-        for _ in range(rounds):
+        for number in range(rounds):
+            if said:
+                say(f"{said}: round {number + 1} of {rounds}")
             for name in order.sample(list(contestants), len(contestants)):
                 times[name].append(contestants[name](calls[name]) / calls[name])
             gc.collect()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 pytest.importorskip("rich")
 
 from benchmarks import __main__ as command
-from benchmarks import peers, report
+from benchmarks import peers, report, servers
 from benchmarks.report import Row, Section
 from benchmarks.timing import Times, race, statement
 
@@ -21,10 +20,15 @@ def names(results: dict[str, Any], suite: str) -> list[str]:
     return [row["name"] for section in results[suite] for row in section["rows"]]
 
 
-def test_every_suite_produces_its_rows(tmp_path: Path) -> None:
-    file = tmp_path / "results.json"
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What every suite has found in the least of runs."""
+    file = tmp_path_factory.mktemp("benchmarks") / "results.json"
     assert command.main(["--rounds", "1", "--quick", "--no-peers", "--json", str(file)]) == 0
-    results = json.loads(file.read_text(encoding="utf-8"))["results"]
+    return json.loads(file.read_text(encoding="utf-8"))["results"]
+
+
+def test_every_suite_produces_its_rows(results: dict[str, Any]) -> None:
     assert list(results) == list(command.SUITES)
     assert {"send, 0 dependencies", "send, 3 dependencies", "a further middleware, number 3"} <= {
         *names(results, "send")
@@ -33,6 +37,36 @@ def test_every_suite_produces_its_rows(tmp_path: Path) -> None:
     assert {"send with 10 events", "send with 100 events"} <= {*names(results, "pool")}
     assert names(results, "import").count("import cqrs_sync") == 2
     assert names(results, "unit-of-work") == ["bare Session: add, commit, close", "send, the handler adds"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "expected"),
+    [
+        ("outbox", {"OutboxRelay", "EventProducer, event by event"}),
+        ("outbox-backlog", {"10 pending", "30 pending", "10 pending, 20 produced"}),
+        ("outbox-add", {"bare Session: add, commit", "with 1 event", "with 10 events"}),
+        ("outbox-latency", {"wake-up in the process that commits: p50", "another process, poll_interval=0.1: p99"}),
+        ("outbox-kafka", {"the client alone, flushed every 500", "OutboxRelay to Kafka", "1 relay process"}),
+    ],
+)
+def test_suite_that_needs_a_server_produces_its_rows_where_there_is_one(
+    suite: str, expected: set[str], results: dict[str, Any]
+) -> None:
+    found = {*names(results, suite)}
+    assert found >= expected or "left out" in found
+
+
+@pytest.mark.parametrize("suite", ["outbox", "outbox-backlog", "outbox-add", "outbox-latency", "outbox-kafka"])
+def test_suite_without_its_server_says_why(
+    suite: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def start(*_: object) -> Any:
+        raise LookupError("nobody has one")
+
+    monkeypatch.setattr(servers.postgres_servers, "server", start)
+    monkeypatch.setattr(servers.kafka_servers, "mock", start)
+    assert command.main([suite, "--quick"]) == 0
+    assert "nobody has one" in capsys.readouterr().out
 
 
 def test_peer_that_is_not_installed_is_named() -> None:
