@@ -19,8 +19,11 @@ DIST = ROOT / "dist"
 NOT_LOADED = ("sqlalchemy", "kafka", "confluent_kafka", "flask", "django", "celery", "pybreaker", "dishka", "rich")
 EXTRA_OF = {
     "cqrs_sync.adapters.circuit_breaker": "circuit-breaker",
+    "cqrs_sync.adapters.confluent": "confluent",
+    "cqrs_sync.adapters.kafka": "kafka",
     "cqrs_sync.container.dependency_injector": "dependency-injector",
     "cqrs_sync.container.dishka": "dishka",
+    "cqrs_sync.testing.crash.plugin": "test",
 }
 
 

@@ -1,4 +1,4 @@
-"""Imports a file of orders and shows what became of it: ``python -m examples.shop``."""
+"""Imports orders, kills the relay that publishes their events, and shows the result: ``python -m examples.shop``."""
 
 import argparse
 import logging
@@ -8,11 +8,17 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from rich.console import Console
+try:
+    from rich.console import Console
+except ImportError:
+    print("skipped: this example needs rich, pip install rich")
+    sys.exit()
 
 from examples.shop.application import Shop, build
+from examples.shop.delivery import Delivery, RelayProcess
 from examples.shop.messages import AuditReadModel, ImportOrders
-from examples.shop.report import follow, show_check, show_outcome, show_sales
+from examples.shop.report import follow, show_check, show_events, show_outcome, show_sales
+from examples.shop.topics import Topic, has_kafka_client, open_topic
 
 ORDERS = Path(__file__).with_name("orders.jsonl")
 
@@ -23,30 +29,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.verbose:
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     with tempfile.TemporaryDirectory() as directory:
-        database = options.database or Path(directory) / "shop.sqlite3"
+        database = options.database or str(Path(directory, "shop.sqlite3"))
         # What stands in the lines of the file is shown as it is.
         console = Console(markup=False, highlight=False)
-        with build(database) as shop:
-            return 0 if import_and_report(shop, options.orders, console) else 1
+        with build(database) as shop, open_topic(options.kafka, Path(directory)) as topic:
+            console.print(f"events go to {topic.name}")
+            return 0 if import_and_report(shop, options.orders, database, topic, console) else 1
 
 
-def import_and_report(shop: Shop, orders: Path, console: Console) -> bool:
-    """Import the orders and show the result; returns whether all checks hold."""
+def import_and_report(shop: Shop, orders: Path, database: str, topic: Topic, console: Console) -> bool:
+    """Import the orders, have them announced, and show the result; returns whether all checks hold."""
     with orders.open(encoding="utf-8") as file:
         total = sum(1 for _ in file)
     before = shop.requests.send(AuditReadModel())
-    with closing(shop.streams.stream(ImportOrders(path=orders))) as lines:
-        summary = follow(console, lines, total)
+    with RelayProcess(shop, topic, database, console, killed_after=total // 3) as relay:
+        with closing(shop.streams.stream(ImportOrders(path=orders))) as lines:
+            summary = follow(console, relay.beside(lines), total)
+        waiting = relay.finish()
     after = shop.requests.send(AuditReadModel())
+    arrivals = topic.arrivals()
+    delivery = Delivery(shop, summary.placed, arrivals, relay.in_hand)
 
     show_sales(console, shop)
     show_outcome(console, summary)
+    show_events(console, len(arrivals), len(relay.in_hand), len(delivery.twice))
     missing = before.orders + summary.accepted - after.orders
     unanswered = total - summary.accepted - summary.refused
     checks = [
         show_check(console, "every line was answered", [f"{unanswered} were not"] if unanswered else []),
         show_check(console, "every accepted order is stored", [f"{missing} are missing"] if missing else []),
         show_check(console, "read model agrees with the orders", after.differences),
+        show_check(console, "outbox is empty", [f"{waiting} events wait"] if waiting else []),
+        show_check(console, "event of every accepted order has arrived", delivery.missing()),
+        show_check(console, "every event has its order", delivery.without_order()),
+        show_check(console, "only what was in hand at the kill arrived twice", delivery.repeated()),
+        show_check(console, "events of each customer arrived in order", delivery.out_of_order()),
     ]
     return all(checks)
 
@@ -54,13 +71,18 @@ def import_and_report(shop: Shop, orders: Path, console: Console) -> bool:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.shop", description="The order desk of a small web shop.")
     parser.add_argument("--orders", type=Path, default=ORDERS, help="JSON Lines to import (default: those it ships)")
-    parser.add_argument("--database", type=Path, help="SQLite file to keep (default: a temporary one)")
+    parser.add_argument(
+        "--database", help="SQLite file to keep (default: a temporary one), or a URL: postgresql://shop@localhost/shop"
+    )
+    parser.add_argument("--kafka", metavar="HOST:PORT", help="publish to this Kafka (default: one that the demo plays)")
     parser.add_argument("--verbose", action="store_true", help="show the log, such as fallbacks that take over")
     options = parser.parse_args(arguments)
     if not options.orders.is_file():
         parser.error(f"{options.orders} is not a file")
-    if options.database and not options.database.parent.is_dir():
-        parser.error(f"{options.database.parent} is not a directory")
+    if options.database and "://" not in options.database and not Path(options.database).parent.is_dir():
+        parser.error(f"{Path(options.database).parent} is not a directory")
+    if options.kafka and not has_kafka_client():
+        parser.error("--kafka needs confluent-kafka: pip install confluent-kafka")
     return options
 
 

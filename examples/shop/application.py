@@ -16,20 +16,25 @@ from examples.shop.database import open_database
 from examples.shop.handlers.imports import ImportOrdersHandler
 from examples.shop.handlers.orders import PlaceOrderHandler
 from examples.shop.handlers.queries import (
+    FindUnknownOrdersHandler,
     GetBestSellersHandler,
     GetCustomerOrdersHandler,
+    GetOutboxStateHandler,
     GetPaymentTotalsHandler,
     GetTopCustomersHandler,
 )
 from examples.shop.messages import (
     AuditReadModel,
+    FindUnknownOrders,
     GetBestSellers,
     GetCustomerOrders,
+    GetOutboxState,
     GetPaymentTotals,
     GetTopCustomers,
     ImportOrders,
     PlaceOrder,
 )
+from examples.shop.outbox import open_outbox
 from examples.shop.payments import bind_payments
 from examples.shop.read_model import AuditReadModelHandler, bind_read_model
 
@@ -48,8 +53,8 @@ class Shop:
 
 
 @contextmanager
-def build(database: Path) -> Iterator[Shop]:
-    """Open the shop over a database file, and close everything that it opened."""
+def build(database: Path | str) -> Iterator[Shop]:
+    """Open the shop over a database (a file or a URL), and close everything that it opened."""
     engine = open_database(database)
     container = punq.Container()
     container.register(Nordpay)
@@ -62,7 +67,7 @@ def build(database: Path) -> Iterator[Shop]:
         queries_mapper=bind_queries,
         domain_events_mapper=bind_read_model,
         max_concurrent_event_handlers=4,
-        unit_of_work=SqlAlchemyUnitOfWork(sessionmaker(engine)),
+        unit_of_work=SqlAlchemyUnitOfWork(sessionmaker(engine), outbox=open_outbox),
     )
     streams = bootstrap_streaming(di_container=container, commands_mapper=bind_streams)
     try:
@@ -85,6 +90,8 @@ def bind_queries(queries: cqrs.RequestMap) -> None:
     queries.bind(GetTopCustomers, GetTopCustomersHandler)
     queries.bind(GetPaymentTotals, GetPaymentTotalsHandler)
     queries.bind(AuditReadModel, AuditReadModelHandler)
+    queries.bind(GetOutboxState, GetOutboxStateHandler)
+    queries.bind(FindUnknownOrders, FindUnknownOrdersHandler)
 
 
 def bind_streams(commands: cqrs.RequestMap) -> None:

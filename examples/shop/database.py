@@ -1,4 +1,4 @@
-"""The embedded database: one SQLite file, made and filled with the catalogue on first use."""
+"""The database: one SQLite file unless a URL says otherwise, made and filled with the catalogue on first use."""
 
 import json
 from pathlib import Path
@@ -12,15 +12,23 @@ from examples.shop.tables import Base, Customer, Product, Voucher
 CATALOGUE = Path(__file__).with_name("catalogue.json")
 
 
-def open_database(path: Path) -> Engine:
-    """Return an engine for the database in this file."""
-    # SQLite has one writer at a time: the others wait this many seconds for their turn.
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 60})
-    event.listen(engine, "connect", _set_up_connection)
+def open_database(database: Path | str) -> Engine:
+    """Return an engine for a file or a URL, such as ``postgresql://shop@localhost/shop``; the tables are made."""
+    engine = connect(database)
     Base.metadata.create_all(engine)
     with Session(engine) as session, session.begin():
         if not session.scalar(select(exists(select(Product)))):
             _fill(session)
+    return engine
+
+
+def connect(database: Path | str) -> Engine:
+    """Return an engine for a database that has its tables."""
+    if "://" in str(database):
+        return create_engine(str(database))
+    # SQLite has one writer at a time: the others wait this many seconds for their turn.
+    engine = create_engine(f"sqlite:///{database}", connect_args={"timeout": 60})
+    event.listen(engine, "connect", _set_up_connection)
     return engine
 
 

@@ -1,10 +1,13 @@
 """What the shop understands: commands and queries with their answers, and events. Money is in cents."""
 
+import uuid
 from pathlib import Path
 
 import pydantic
 
 import cqrs_sync as cqrs
+
+ORDERS_TOPIC = "shop.orders"
 
 # --- orders ------------------------------------------------------------------------------------------------------
 
@@ -26,6 +29,7 @@ class Payment(pydantic.BaseModel):
 
 class OrderConfirmation(cqrs.Response):
     order_id: str
+    customer: str
     total: int
     paid_by: str
 
@@ -46,6 +50,23 @@ class OrderPlaced(cqrs.DomainEvent):
     quantity: int
     total: int
     paid_by: str
+
+
+class PlacedOrder(pydantic.BaseModel):
+    """What other services are told of an order."""
+
+    order_id: str
+    customer: str
+    product: str
+    quantity: int
+    total: int
+
+
+class OrderAnnounced(cqrs.NotificationEvent[PlacedOrder]):
+    """Goes to the broker; its key is the customer, so that consumers see the orders of each in order."""
+
+    event_name: str = "order_placed"
+    topic: str = ORDERS_TOPIC
 
 
 # --- payments ----------------------------------------------------------------------------------------------------
@@ -154,3 +175,20 @@ class Audit(cqrs.Response):
 
 class AuditReadModel(cqrs.Request[Audit]):
     pass
+
+
+class OutboxState(cqrs.Response):
+    """How many events wait in the outbox, and the ids of those that are noted as published."""
+
+    waiting: int
+    published: set[uuid.UUID]
+
+
+class GetOutboxState(cqrs.Request[OutboxState]):
+    pass
+
+
+class FindUnknownOrders(cqrs.Request[list[str]]):
+    """Asks which of these are no orders."""
+
+    order_ids: set[str]

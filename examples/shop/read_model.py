@@ -6,7 +6,7 @@ leaves the read model behind, and the audit tells.
 """
 
 from sqlalchemy import Executable, func, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 import cqrs_sync as cqrs
@@ -41,6 +41,7 @@ class CountPaymentSales(cqrs.EventHandler[OrderPlaced]):
 def add(session: Session, table: type[Base], key: dict[str, str], **amounts: int) -> None:
     """Add amounts to the row of this key, or make the row."""
     sums = {column: getattr(table, column) + amount for column, amount in amounts.items()}
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     session.execute(insert(table).values(**key, **amounts).on_conflict_do_update(index_elements=list(key), set_=sums))
 
 

@@ -15,6 +15,7 @@ from examples.shop.messages import (
     GetPaymentTotals,
     GetTopCustomers,
     ImportedLine,
+    OrderConfirmation,
     Rejection,
 )
 
@@ -27,14 +28,18 @@ class ImportSummary:
     """What became of the lines so far.
 
     Attributes:
-        accepted: how many orders were placed.
+        placed: the orders that were accepted, in order.
         rejected: for each reason, the numbers of the lines.
         examples: for each reason, its first rejection.
     """
 
-    accepted: int = 0
+    placed: list[OrderConfirmation] = dataclasses.field(default_factory=list)
     rejected: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     examples: dict[str, Rejection] = dataclasses.field(default_factory=dict)
+
+    @property
+    def accepted(self) -> int:
+        return len(self.placed)
 
     @property
     def refused(self) -> int:
@@ -42,11 +47,11 @@ class ImportSummary:
 
     def count(self, line: ImportedLine) -> None:
         """Add a line."""
-        if line.rejection is None:
-            self.accepted += 1
-            return
-        self.rejected.setdefault(line.rejection.reason, []).append(line.number)
-        self.examples.setdefault(line.rejection.reason, line.rejection)
+        if line.confirmation is not None:
+            self.placed.append(line.confirmation)
+        if line.rejection is not None:
+            self.rejected.setdefault(line.rejection.reason, []).append(line.number)
+            self.examples.setdefault(line.rejection.reason, line.rejection)
 
     def __str__(self) -> str:
         return f"{self.accepted} accepted, {self.refused} rejected"
@@ -98,6 +103,15 @@ def show_outcome(console: Console, summary: ImportSummary) -> None:
     for reason, numbers in sorted(summary.rejected.items(), key=lambda item: -len(item[1])):
         outcome.add_row(reason, str(len(numbers)), f"line {numbers[0]}: {summary.examples[reason].detail}")
     console.print(outcome)
+
+
+def show_events(console: Console, arrivals: int, in_hand: int, twice: int) -> None:
+    """Show how many events the broker has, and what the killed relay has to do with it."""
+    events = _table("Events at the broker", "", "#events")
+    events.add_row("arrived", str(arrivals), end_section=True)
+    events.add_row("in the killed relay's hands", str(in_hand))
+    events.add_row("arrived twice", str(twice))
+    console.print(events)
 
 
 def show_check(console: Console, claim: str, differences: list[str]) -> bool:

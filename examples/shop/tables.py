@@ -1,9 +1,11 @@
-"""The tables: what the shop sells and to whom, the orders, and the read model that is counted from them."""
+"""The tables: what the shop sells and to whom, the orders, the read model that is counted from them, and the outbox."""
 
 import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey
+from sqlalchemy import CheckConstraint, DateTime, ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from cqrs_sync.outbox import OutboxMixin
 
 
 class Base(DeclarativeBase):
@@ -39,7 +41,7 @@ class Order(Base):
     __tablename__ = "orders"
 
     id: Mapped[str] = mapped_column(primary_key=True)
-    placed_at: Mapped[datetime.datetime]
+    placed_at: Mapped[datetime.datetime] = mapped_column(DateTime(timezone=True))
     customer: Mapped[str] = mapped_column(ForeignKey(Customer.id), index=True)
     product: Mapped[str] = mapped_column(ForeignKey(Product.id))
     quantity: Mapped[int]
@@ -73,3 +75,12 @@ class PaymentSales(Base):
     paid_by: Mapped[str] = mapped_column(primary_key=True)
     orders: Mapped[int]
     amount: Mapped[int]
+
+
+# --- events on their way out -------------------------------------------------------------------------------------
+
+
+class Outbox(OutboxMixin, Base):
+    """Beside the orders, so that both are written by one transaction."""
+
+    __tablename__ = "outbox"

@@ -1,12 +1,14 @@
-"""The shop's numbers, against a count that knows nothing of the shop but its data files."""
+"""The shop's numbers, against a count that knows nothing of the shop but its data files; and its events."""
 
 import contextlib
 import datetime
 import io
 import json
 import os
+import re
 import subprocess
 import sys
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +21,12 @@ import pytest
 from rich.console import Console
 from sqlalchemy import create_engine, text
 
+from cqrs_sync.message_brokers import MessageBroker
+from cqrs_sync.testing.message_broker import MessageBrokerContract
 from examples.shop import __main__ as program
+from examples.shop import kafka_topic, topics
 from examples.shop.application import Shop, build
+from examples.shop.delivery import Delivery
 from examples.shop.errors import OrderRejected
 from examples.shop.messages import (
     AuditReadModel,
@@ -30,9 +36,12 @@ from examples.shop.messages import (
     GetTopCustomers,
     ImportedLine,
     ImportOrders,
+    OrderConfirmation,
     PlaceOrder,
 )
 from examples.shop.report import follow
+from examples.shop.topics import Arrival, Journal, JournalBroker
+from tests.kafka import Kafka
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "examples" / "shop"
@@ -243,7 +252,7 @@ def test_importing_again_changes_nothing(tmp_path: Path, count: Count) -> None:
     database = tmp_path / "shop.sqlite3"
     with build(database) as shop:
         imported(shop)
-    tables = ("orders", "products", "product_sales", "customer_sales", "payment_sales")
+    tables = ("orders", "products", "product_sales", "customer_sales", "payment_sales", "outbox")
     before = [rows(database, f"SELECT * FROM {table}") for table in tables]
     with build(database) as shop:
         reasons = Counter(line.rejection.reason if line.rejection else "accepted" for line in imported(shop))
@@ -310,9 +319,169 @@ def test_orders_from_many_threads_never_oversell(shop: Shop, tmp_path: Path) -> 
     check_stock_and_orders(tmp_path / "shop.sqlite3")
 
 
+def test_event_is_stored_with_each_accepted_order_and_no_other(shop: Shop, count: Count, tmp_path: Path) -> None:
+    """In the order of the orders, under the customer's key; a refusal leaves none."""
+    imported(shop)
+    stored = rows(tmp_path / "shop.sqlite3", "SELECT id, event_name, topic, partition_key, payload, status FROM outbox")
+    payloads = [json.loads(row[4])["payload"] for row in stored]
+    assert [(payload["order_id"], payload["total"]) for payload in payloads] == [
+        (order_id, order["total"]) for order_id, order in count.accepted.items()
+    ]
+    assert [row[1:4] for row in stored] == [
+        ("order_placed", "shop.orders", order["customer"]) for order in count.accepted.values()
+    ]
+    assert {row[5] for row in stored} == {"new"}
+
+
+def demo(*options: str) -> tuple[int, str]:
+    """Run the demo in this process; its relay is another one."""
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        code = program.main(options)
+    return code, output.getvalue()
+
+
+def number(pattern: str, output: str) -> int:
+    """The number in the one place of the output that looks like this."""
+    [found] = re.findall(pattern, output)
+    return int(found)
+
+
+def check_killed_and_made_good(code: int, output: str, count: Count) -> None:
+    """The relay was killed with events in hand, and these, and only these, have arrived twice."""
+    assert code == 0, output
+    in_hand = number(r"relay killed .*, (\d+) not marked yet", output)
+    assert in_hand > 0
+    assert "relay started again " in output
+    assert number(r"arrived twice +(\d+)", output) == in_hand
+    assert number(r"arrived +(\d+)", output) == len(count.accepted) + in_hand
+
+
+def test_killed_relay_loses_nothing(count: Count, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a journal file, where there is no Kafka client; the kill is a SIGKILL in the middle of the import."""
+    monkeypatch.setattr(topics, "has_kafka_client", lambda: False)
+    code, output = demo()
+    assert "events go to a journal file" in output
+    check_killed_and_made_good(code, output, count)
+
+
+def test_killed_relay_loses_nothing_on_its_way_from_postgresql_to_kafka(
+    count: Count, kafka: Kafka, postgres_url: str
+) -> None:
+    """The same between real servers, twice: what the topic holds from before does not count."""
+    engine = create_engine(postgres_url, isolation_level="AUTOCOMMIT")
+    for name in ("shop_one", "shop_two"):
+        with engine.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        url = engine.url.set(database=name).render_as_string(hide_password=False)
+        code, output = demo("--database", url, "--kafka", kafka.address)
+        assert f"events go to Kafka at {kafka.address}" in output
+        check_killed_and_made_good(code, output, count)
+    engine.dispose()
+
+
+def test_demo_fails_when_an_event_is_missing(tmp_path: Path) -> None:
+    """The fiftieth event vanishes from the outbox: the demo says of which order, and its exit code is 1."""
+    database = tmp_path / "shop.sqlite3"
+    with build(database):
+        pass
+    engine = create_engine(f"sqlite:///{database}")
+    theft = "CREATE TRIGGER thief AFTER INSERT ON outbox WHEN NEW.id = 50 BEGIN DELETE FROM outbox WHERE id = 50; END"
+    with engine.begin() as connection:
+        connection.execute(text(theft))
+    engine.dispose()
+    code, output = demo("--database", str(database))
+    assert code == 1
+    assert "event of every accepted order has arrived: no" in output
+    assert re.search(r"W-\d+ is missing", output)
+
+
+def test_relay_that_ends_by_itself_is_no_kill(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The demo does not go on as if it had been the kill it waits for."""
+    orders = tmp_path / "orders.jsonl"
+    orders.write_text(LINES[0] + "\n", encoding="utf-8")
+    with build(tmp_path / "shop.sqlite3") as shop:
+        topic = Journal(tmp_path / "missing" / "journal.jsonl")
+        with pytest.raises(RuntimeError, match="the relay ended by itself, with exit code 1"):
+            program.import_and_report(shop, orders, str(tmp_path / "shop.sqlite3"), topic, Console(file=io.StringIO()))
+    assert "FileNotFoundError" in capfd.readouterr().err
+
+
+def test_demo_without_kafka_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address where nobody is ends in one line."""
+    monkeypatch.setattr(kafka_topic, "PATIENCE", 0.5)
+    with pytest.raises(SystemExit, match="no Kafka at localhost:1: "):
+        program.main(["--kafka", "localhost:1"])
+
+
+ORDERS_PLACED = [
+    OrderConfirmation(order_id=f"W-{number}", customer=customer, total=1, paid_by="invoice")
+    for number, customer in enumerate(("C-1", "C-2", "C-1"))
+]
+ARRIVALS = [
+    Arrival(uuid.UUID(int=number), order.customer, order.order_id) for number, order in enumerate(ORDERS_PLACED)
+]
+
+
+class KnowsTheOrders:
+    """A shop in which these orders are all there are."""
+
+    requests: Any
+
+    def __init__(self) -> None:
+        self.requests = self
+
+    def send(self, request: Any) -> list[str]:
+        return sorted(request.order_ids - {order.order_id for order in ORDERS_PLACED})
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "in_hand", "wrong"),
+    [
+        (ARRIVALS, (), []),
+        ([ARRIVALS[1], *ARRIVALS[::2]], (), []),
+        ([*ARRIVALS, ARRIVALS[0]], ARRIVALS[:1], []),
+        ([ARRIVALS[0], *ARRIVALS], (), [f"{ARRIVALS[0].event_id} was sent again"]),
+        (ARRIVALS[1:], (), ["W-0 is missing"]),
+        ([*ARRIVALS, Arrival(uuid.UUID(int=9), "C-1", "W-9")], (), ["W-9 is no order"]),
+        (ARRIVALS[::-1], (), ["C-1: W-2, W-0"]),
+    ],
+    ids=["all", "customers among each other", "in hand", "twice", "missing", "no order", "order"],
+)
+def test_delivery_is_checked(arrivals: list[Arrival], in_hand: list[Arrival], wrong: list[str]) -> None:
+    """Each thing that can be wrong is found, and named."""
+    shop: Any = KnowsTheOrders()
+    delivery = Delivery(shop, ORDERS_PLACED, arrivals, {arrival.event_id for arrival in in_hand})
+    found = delivery.missing() + delivery.without_order() + delivery.repeated() + delivery.out_of_order()
+    assert found == wrong
+
+
+class TestJournalBroker(MessageBrokerContract):
+    """The broker of the demo does what every broker does."""
+
+    @pytest.fixture(autouse=True)
+    def open(self, tmp_path: Path) -> Iterator[None]:
+        self.broker = JournalBroker(tmp_path / "journal.jsonl")
+        with self.broker:
+            yield
+
+    def make(self) -> MessageBroker:
+        return self.broker
+
+    def test_half_a_line_of_a_killed_process_is_cut_off(self, tmp_path: Path) -> None:
+        """It was not acknowledged, so it will come again; the lines behind it are whole."""
+        path = tmp_path / "torn.jsonl"
+        line = json.dumps({"id": str(uuid.UUID(int=1)), "key": "C-1", "event": {"payload": {"order_id": "W-1"}}})
+        path.write_text(f"{line}\n{line[:20]}", encoding="utf-8")
+        whole = [Arrival(uuid.UUID(int=1), "C-1", "W-1")]
+        assert Journal(path).arrivals() == whole
+        with JournalBroker(path):
+            assert path.read_text(encoding="utf-8") == f"{line}\n"
+
+
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere() -> None:
     """Both show the counts at the end."""
-    lines = [ImportedLine(number=number) for number in range(1, 42)]
+    confirmation = OrderConfirmation(order_id="W-1", customer="C-1", total=1, paid_by="invoice")
+    lines = [ImportedLine(number=number, confirmation=confirmation) for number in range(1, 42)]
     for terminal, shown in ((True, "41/41"), (False, "line 40 of 41: 40 accepted, 0 rejected")):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=100)
         assert follow(console, lines, 41).accepted == 41

@@ -8,7 +8,14 @@ from sqlalchemy.orm import Session
 
 import cqrs_sync as cqrs
 from examples.shop.errors import DuplicateOrder, InsufficientStock, UnknownCustomer, UnknownProduct
-from examples.shop.messages import OrderConfirmation, OrderPlaced, PlaceOrder, TakePayment
+from examples.shop.messages import (
+    OrderAnnounced,
+    OrderConfirmation,
+    OrderPlaced,
+    PlacedOrder,
+    PlaceOrder,
+    TakePayment,
+)
 from examples.shop.payments import INVOICE, VOUCHER
 from examples.shop.tables import Customer, Order, Product, Voucher
 
@@ -16,16 +23,19 @@ from examples.shop.tables import Customer, Order, Product, Voucher
 class PlaceOrderHandler(cqrs.RequestHandler[PlaceOrder]):
     """Stores the order, takes the goods and takes the payment, in one unit of work: a refusal leaves no row.
 
+    What it announces to other services is stored there too, in the outbox, because it is among its ``events``.
+
     Payment comes last: a card that was charged is not given back when the database rolls back.
     """
 
     def __init__(self, session: Session, mediator: cqrs.RequestMediator) -> None:
-        self.events: list[cqrs.DomainEvent] = []
+        self.events: list[cqrs.IEvent] = []
         self._session = session
         self._mediator = mediator
 
     def handle(self, request: PlaceOrder) -> OrderConfirmation:
-        customer = self._session.get(Customer, request.customer)
+        # Locked: orders of a customer are placed, and announced, one after another.
+        customer = self._session.get(Customer, request.customer, with_for_update=True)
         if customer is None:
             raise UnknownCustomer(request.customer)
         product = self._session.get(Product, request.product)
@@ -37,7 +47,7 @@ class PlaceOrderHandler(cqrs.RequestHandler[PlaceOrder]):
         self._take_from_stock(product, request.quantity)
         order.paid_by = paid_by = self._take_payment(request, customer, total)
         self._announce(request, total, paid_by)
-        return OrderConfirmation(order_id=request.order_id, total=total, paid_by=paid_by)
+        return OrderConfirmation(order_id=request.order_id, customer=request.customer, total=total, paid_by=paid_by)
 
     def _store(self, request: PlaceOrder, total: int) -> Order:
         order = Order(
@@ -75,7 +85,7 @@ class PlaceOrderHandler(cqrs.RequestHandler[PlaceOrder]):
         return self._mediator.send(payment).paid_by
 
     def _voucher_left(self, code: str | None) -> int:
-        voucher = self._session.get(Voucher, code) if code else None
+        voucher = self._session.get(Voucher, code, with_for_update=True) if code else None
         if voucher is None:
             return 0
         return voucher.worth - self._sum(Order.paid_by == VOUCHER, Order.voucher == code)
@@ -84,13 +94,14 @@ class PlaceOrderHandler(cqrs.RequestHandler[PlaceOrder]):
         return self._session.scalar(select(func.sum(Order.total)).where(*which)) or 0
 
     def _announce(self, request: PlaceOrder, total: int, paid_by: str) -> None:
-        self.events.append(
-            OrderPlaced(
-                order_id=request.order_id,
-                customer=request.customer,
-                product=request.product,
-                quantity=request.quantity,
-                total=total,
-                paid_by=paid_by,
-            )
+        order = PlacedOrder(
+            order_id=request.order_id,
+            customer=request.customer,
+            product=request.product,
+            quantity=request.quantity,
+            total=total,
         )
+        self.events += [
+            OrderPlaced(**order.model_dump(), paid_by=paid_by),
+            OrderAnnounced(payload=order, partition_key=order.customer),
+        ]

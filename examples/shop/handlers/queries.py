@@ -4,17 +4,21 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 import cqrs_sync as cqrs
+from cqrs_sync.outbox import EventStatus
 from examples.shop.messages import (
     BestSeller,
     CustomerOrder,
+    FindUnknownOrders,
     GetBestSellers,
     GetCustomerOrders,
+    GetOutboxState,
     GetPaymentTotals,
     GetTopCustomers,
+    OutboxState,
     PaymentTotal,
     TopCustomer,
 )
-from examples.shop.tables import Customer, CustomerSales, Order, PaymentSales, Product, ProductSales
+from examples.shop.tables import Customer, CustomerSales, Order, Outbox, PaymentSales, Product, ProductSales
 
 
 class GetCustomerOrdersHandler(cqrs.RequestHandler[GetCustomerOrders]):
@@ -67,3 +71,21 @@ class GetPaymentTotalsHandler(cqrs.RequestHandler[GetPaymentTotals]):
     def handle(self, request: GetPaymentTotals) -> list[PaymentTotal]:
         sales = self._session.scalars(select(PaymentSales).order_by(PaymentSales.amount.desc()))
         return [PaymentTotal(paid_by=way.paid_by, orders=way.orders, amount=way.amount) for way in sales]
+
+
+class GetOutboxStateHandler(cqrs.RequestHandler[GetOutboxState]):
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def handle(self, request: GetOutboxState) -> OutboxState:
+        rows = self._session.execute(select(Outbox.event_id, Outbox.status)).all()
+        published = {row.event_id for row in rows if row.status == EventStatus.PRODUCED}
+        return OutboxState(waiting=len(rows) - len(published), published=published)
+
+
+class FindUnknownOrdersHandler(cqrs.RequestHandler[FindUnknownOrders]):
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def handle(self, request: FindUnknownOrders) -> list[str]:
+        return sorted(request.order_ids.difference(self._session.scalars(select(Order.id))))
