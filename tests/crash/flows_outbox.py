@@ -141,17 +141,21 @@ def prepare(case: Case) -> None:
         Base.metadata.create_all(engine, checkfirst=False)
 
 
-def prepare_topic(case: Case) -> None:
-    """The same with a topic in Kafka, and a relay that was there before: the table of partitions is filled."""
+def prepare_warm(case: Case) -> None:
+    """The same with a relay that was there before: the table of partitions is filled."""
     prepare(case)
-    servers.create(servers.Kafka(case.settings["kafka"]), topic_of(case))
     drain(case)
+
+
+def prepare_topic(case: Case) -> None:
+    """The same with a topic in Kafka."""
+    servers.create(servers.Kafka(case.settings["kafka"]), topic_of(case))
+    prepare_warm(case)
 
 
 def prepare_placed(case: Case) -> None:
     """Everything is in the outbox; what is killed is the relay alone."""
-    prepare(case)
-    drain(case)  # finds nothing, and fills the table of partitions
+    prepare_warm(case)
     with engine_of(case) as engine:
         _place(case, engine)
 
