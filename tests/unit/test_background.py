@@ -408,7 +408,7 @@ def test_run_forever_restores_a_handler_that_python_does_not_know(monkeypatch: p
     assert set(installed.values()) == {signal.SIG_DFL}
 
 
-PRELUDE = """
+PRELUDE = r"""
 import os, signal, sys, threading
 from cqrs_sync.background import BackgroundLoop
 
@@ -416,7 +416,7 @@ class Loop(BackgroundLoop):
     steps = 0
     def step(self):
         self.steps += 1
-        print("step", flush=True)
+        os.write(1, b"step\n")  # print() holds a lock, and a daemon thread may hold it when the interpreter ends
         return 3600.0
 
 loop = Loop("cqrs-loop")

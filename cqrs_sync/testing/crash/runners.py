@@ -108,7 +108,7 @@ class SpawningRunner(Runner):
 def _python(entry: str, log: IO[bytes]) -> subprocess.Popen[str]:
     """Start Python with the very ``sys.path`` of this process, so that it finds the modules that this one finds."""
     program = f"import sys; sys.path[:] = {sys.path!r}; from cqrs_sync.testing.crash.process import {entry}; {entry}()"
-    command = [sys.executable, "-c", program]
+    command = [sys.executable, "-u", "-c", program]  # unbuffered: what was printed before a death is in the log
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True, encoding="utf-8")
 
