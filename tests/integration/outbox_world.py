@@ -29,6 +29,7 @@ from cqrs_sync.errors import BrokerUnavailable
 from cqrs_sync.message_brokers.protocol import Message, MessageBroker
 from cqrs_sync.outbox import OutboxedEventMap, OutboxModel, OutboxRelay, SqlAlchemyOutboxedEventRepository
 from cqrs_sync.outbox.sqlalchemy import Base
+from tests import journal
 
 _T = TypeVar("_T")
 
@@ -209,7 +210,7 @@ class JournalBroker(MessageBroker):
     def __init__(
         self, path: Path, worker: str, inner: MessageBroker | None = None, stuck_after: int | None = None
     ) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._file = journal.append_to(path)
         self._worker = worker
         self._inner = inner
         self._left = stuck_after
@@ -240,7 +241,7 @@ class JournalBroker(MessageBroker):
                 threading.Event().wait()
 
     def _note(self, **values: Any) -> None:
-        os.write(self._file, f"{json.dumps({'worker': self._worker, **values})}\n".encode())
+        journal.note(self._file, worker=self._worker, **values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,7 +262,7 @@ class Journal:
         path.touch()
 
     def entries(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.path.read_bytes().splitlines()]
+        return journal.entries(self.path)
 
     def is_stuck(self, worker: str) -> bool:
         return any(entry["worker"] == worker and "stuck" in entry for entry in self.entries())
