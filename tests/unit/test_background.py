@@ -371,6 +371,14 @@ def test_the_first_fork_after_a_start_is_announced(caplog: pytest.LogCaptureFixt
     assert "cqrs-counting runs in" in second
 
 
+def is_in(thread: threading.Thread, function: str) -> bool:
+    """Whether a thread is in a function of this name just now."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None and frame.f_code.co_name != function:
+        frame = frame.f_back
+    return frame is not None
+
+
 def test_run_forever_returns_when_somebody_stops_the_loop() -> None:
     """In any thread; signals are left alone outside the main one."""
     before = signal.getsignal(signal.SIGTERM)
@@ -378,6 +386,7 @@ def test_run_forever_returns_when_somebody_stops_the_loop() -> None:
     runner = threading.Thread(target=loop.run_forever)
     runner.start()
     until(lambda: loop.steps == 1)
+    until(lambda: is_in(runner, "join"))
     assert signal.getsignal(signal.SIGTERM) is before
     loop.stop()
     runner.join(WAIT)
