@@ -92,7 +92,7 @@ class Listener(BackgroundLoop):
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
             connection.execute(text(f"LISTEN {engine.dialect.identifier_preparer.quote(channel)}"))
         except BaseException:
-            connection.close()
+            _give_up(connection)
             raise
         return connection
 
@@ -107,10 +107,15 @@ class Listener(BackgroundLoop):
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            with suppress(Exception):
-                connection.invalidate()  # it listens still: it must not serve anybody else
-            with suppress(Exception):
-                connection.close()
+            _give_up(connection)
+
+
+def _give_up(connection: Connection) -> None:
+    """Close a connection for good: it may be broken, or listen still, and must not serve anybody else."""
+    with suppress(Exception):
+        connection.invalidate()
+    with suppress(Exception):
+        connection.close()
 
 
 def _require_psycopg2(dialect: Dialect) -> None:

@@ -142,10 +142,10 @@ def test_a_relay_ends_although_its_listener_does_not(
     connecting, go = threading.Event(), threading.Event()
     connect = Listener._connect
 
-    def hang(self: Listener) -> None:
+    def hang(self: Listener) -> sa.Connection:
         connecting.set()
         go.wait(WAIT)
-        connect(self)
+        return connect(self)
 
     monkeypatch.setattr(Listener, "_connect", hang)
     relay = OutboxRelay(sessions, Broker(), repository=Repository, listen=True)
@@ -156,6 +156,7 @@ def test_a_relay_ends_although_its_listener_does_not(
     until(lambda: not relay.running)
     go.set()
     relay.stop()
+    assert listeners(sessions) == []
 
 
 def test_a_session_with_several_databases_listens_to_that_of_the_outbox(engine: sa.Engine) -> None:
