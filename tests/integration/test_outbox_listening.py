@@ -129,7 +129,7 @@ def test_a_lost_connection_is_made_anew_and_nothing_is_missed(
 def test_stopping_closes_the_connection_that_listened(relay: OutboxRelay, sessions: sessionmaker[Session]) -> None:
     """It does not go back to the pool, where it would listen for somebody else."""
     relay.stop()
-    assert listeners(sessions) == []
+    until(lambda: not listeners(sessions))  # a backend ends a moment after its connection
     relay.stop()
     relay.start()
     until(lambda: listeners(sessions))
@@ -156,7 +156,7 @@ def test_a_relay_ends_although_its_listener_does_not(
     until(lambda: not relay.running)
     go.set()
     relay.stop()
-    assert listeners(sessions) == []
+    until(lambda: not listeners(sessions))  # a backend ends a moment after its connection
 
 
 def test_a_session_with_several_databases_listens_to_that_of_the_outbox(engine: sa.Engine) -> None:
