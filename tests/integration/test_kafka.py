@@ -357,7 +357,7 @@ def test_first_connection_to_a_frozen_broker_is_given_up_in_time(
 def test_close_does_not_wait_for_what_cannot_be_sent(open_broker: Open, local: servers.LocalKafka, topic: str) -> None:
     """The thread that sends ends with its timeout."""
     broker = open_broker(timeout=SHORT)
-    broker.send_message(message(topic))
+    eventually_sends(broker, message(topic))
     with local.paused():
         results: list[Any] = []
         sender = threading.Thread(target=lambda: results.extend(broker.send_messages([message(topic)] * 10)))
