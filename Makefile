@@ -25,6 +25,8 @@ ENGINE := $(subst $(space),$(comma),$(strip \
 	cqrs_sync/events/event_processor.py \
 	cqrs_sync/events/bootstrap.py \
 	cqrs_sync/requests/bootstrap.py \
+	cqrs_sync/saga/* \
+	cqrs_sync/saga/storage/* \
 	cqrs_sync/unit_of_work/* \
 	cqrs_sync/container/protocol.py \
 	cqrs_sync/container/scope.py \

@@ -73,10 +73,20 @@ if TYPE_CHECKING:
     from cqrs_sync.pydantic_response import Response as Response
     from cqrs_sync.requests.pydantic_request import PydanticRequest as PydanticRequest
     from cqrs_sync.requests.pydantic_request import Request as Request
+    from cqrs_sync.saga.map import SagaMap as SagaMap
+    from cqrs_sync.saga.mediator import SagaMediator as SagaMediator
+    from cqrs_sync.saga.mermaid import SagaMermaid as SagaMermaid
+    from cqrs_sync.saga.models import ContextT as ContextT
+    from cqrs_sync.saga.recovery_worker import RecoveryHealth as RecoveryHealth
+    from cqrs_sync.saga.recovery_worker import SagaRecoveryWorker as SagaRecoveryWorker
+    from cqrs_sync.saga.saga import Saga as Saga
+    from cqrs_sync.saga.step import Resp as Resp
+    from cqrs_sync.saga.step import SagaStepHandler as SagaStepHandler
+    from cqrs_sync.saga.step import SagaStepResult as SagaStepResult
     from cqrs_sync.unit_of_work.sqlalchemy import SqlAlchemyUnitOfWork as SqlAlchemyUnitOfWork
 else:
     # The first model makes pydantic load most of itself, and SQLAlchemy and punq are no small things either: they are
-    # loaded when they are used. The names of a later release say so.
+    # loaded when they are used.
     __getattr__, __dir__ = _lazy_names(
         __name__,
         {
@@ -91,10 +101,13 @@ else:
             "SqlAlchemyOutboxedEventRepository": "cqrs_sync.outbox.sqlalchemy",
             "SqlAlchemyUnitOfWork": "cqrs_sync.unit_of_work.sqlalchemy",
             "rebind_outbox_model": "cqrs_sync.outbox.tables",
-        },
-        later={
-            **dict.fromkeys(("ContextT", "Resp", "Saga", "SagaMap", "SagaMediator"), "cqrs_sync.saga"),
-            **dict.fromkeys(("SagaMermaid", "SagaStepHandler", "SagaStepResult"), "cqrs_sync.saga"),
+            "ContextT": "cqrs_sync.saga.models",
+            **dict.fromkeys(("Resp", "SagaStepHandler", "SagaStepResult"), "cqrs_sync.saga.step"),
+            "Saga": "cqrs_sync.saga.saga",
+            **dict.fromkeys(("RecoveryHealth", "SagaRecoveryWorker"), "cqrs_sync.saga.recovery_worker"),
+            "SagaMap": "cqrs_sync.saga.map",
+            "SagaMediator": "cqrs_sync.saga.mediator",
+            "SagaMermaid": "cqrs_sync.saga.mermaid",
         },
     )
 
@@ -152,6 +165,17 @@ __all__ = (
     "RelayHealth",
     "SqlAlchemyOutboxedEventRepository",
     "rebind_outbox_model",
+    # sagas
+    "ContextT",
+    "RecoveryHealth",
+    "Resp",
+    "Saga",
+    "SagaMap",
+    "SagaMediator",
+    "SagaMermaid",
+    "SagaRecoveryWorker",
+    "SagaStepHandler",
+    "SagaStepResult",
     # containers, scopes and units of work
     "Container",
     "DIContainer",

@@ -131,7 +131,7 @@ class BackgroundLoop(abc.ABC):
 
     def __del__(self) -> None:
         run = getattr(self, "_run", None)
-        if run is not None and run.alive:
+        if run is not None and run.alive and not run.stopping.is_set():
             run.request_stop()
             warnings.warn(f"{self.name} was forgotten while it ran: call stop()", ResourceWarning, stacklevel=2)
 

@@ -361,15 +361,103 @@ class MessageHeldBack(BrokerError):
         super().__init__(f"held back: an earlier message of its key {key!r} was rejected", message)
 
 
-# --- sagas: the async library's names, raised by the saga engine ---------------------------------------------
+# --- sagas ---------------------------------------------------------------------------------------------------
 
 
 class SagaDoesNotExist(HandlerNotFound):
-    """No saga is bound for this context."""
+    """No saga is bound for this context, or none has the name of a stored one; ``message_type`` is that then."""
 
-    def __init__(self, message_type: type) -> None:
+    def __init__(self, message_type: Any) -> None:
         super().__init__(message_type, "bind one in sagas_mapper")
 
 
+class SagaTypeError(HandlerTypeError):
+    """A saga whose steps do not fit: no step class, another context, a name that two steps have, a misplaced pivot."""
+
+
+class ContextNotSerializable(CQRSError, TypeError):
+    """A saga's context that cannot be stored, or would come back as something else.
+
+    Attributes:
+        context_type: its class.
+        field: the field that is to blame.
+    """
+
+    def __init__(self, context_type: Any, field: str, reason: str) -> None:
+        self.context_type = context_type
+        self.field = field
+        super().__init__(f"{type_name(context_type)}.{field} cannot be stored with the saga: {reason}")
+
+
 class SagaConcurrencyError(CQRSError, RuntimeError):
-    """Another process owns this saga now."""
+    """Somebody else runs this saga now, or has run it meanwhile; whoever gets this has changed nothing and stops."""
+
+
+class SagaNotFound(CQRSError, LookupError):
+    """The storage has no saga with this id.
+
+    Attributes:
+        saga_id: the id.
+    """
+
+    def __init__(self, saga_id: Any) -> None:
+        self.saga_id = saga_id
+        super().__init__(f"there is no saga {saga_id} in the storage")
+
+
+class SagaRolledBack(CQRSError, RuntimeError):
+    """A saga that was given by its id cannot go forward: it is rolled back, or its rollback is put off, or stuck.
+
+    Attributes:
+        saga_id: the id.
+        status: how it ended; ``compensating`` where recovery tries again later.
+        reason: the error that it failed with, as it was stored.
+    """
+
+    def __init__(self, saga_id: Any, status: str, reason: str | None) -> None:
+        self.saga_id = saga_id
+        self.status = status
+        self.reason = reason
+        super().__init__(f"saga {saga_id} is {status}: {reason or 'no reason was stored'}")
+
+
+class SagaDefinitionChanged(CQRSError, RuntimeError):
+    """A stored saga does not fit the steps that its class has today; nothing was run.
+
+    Attributes:
+        saga_id: the id.
+        difference: what is stored and what is declared.
+    """
+
+    def __init__(self, saga_id: Any, difference: str) -> None:
+        self.saga_id = saga_id
+        self.difference = difference
+        super().__init__(
+            f"saga {saga_id} was begun with other steps: {difference}. Give steps their old step_name, declare "
+            "renamed_steps or retired_steps on the saga, or deploy the old code until it has finished"
+        )
+
+
+class SagaActionRefused(CQRSError, ValueError):
+    """What an operator wants of a saga does not fit how far it has come; nothing was changed.
+
+    Attributes:
+        saga_id: the id.
+        status: how far it has come.
+    """
+
+    def __init__(self, saga_id: Any, status: str, reason: str) -> None:
+        self.saga_id = saga_id
+        self.status = status
+        super().__init__(f"saga {saga_id} is {status}: {reason}")
+
+
+class SagaStorageUnavailable(CQRSError, ConnectionError):
+    """The saga storage cannot be reached now; the saga is as it was stored last, and can be recovered."""
+
+
+class OutcomeUnknown(CQRSError):
+    """For steps to raise: ``act`` has failed and may have had its effect all the same (a timeout, say).
+
+    The step is then compensated with those that were completed.
+    """

@@ -277,7 +277,7 @@ class _Work:
     def run(self, item: Any, around: WorkerContext | None) -> list[Any]:
         # A copy for each job: one context cannot be entered by two threads.
         context = self._context.copy()
-        with nullcontext() if around is None else _logged(around):
+        with nullcontext() if around is None else logged(around):
             return list(context.run(self._step, item))
 
     def admit(self, wanted: int, most: int) -> int:
@@ -338,7 +338,7 @@ class _Work:
 
 
 @contextmanager
-def _logged(around: WorkerContext) -> Iterator[None]:
+def logged(around: WorkerContext) -> Iterator[None]:
     """Enter a worker context; where that or leaving it fails, the job counts all the same."""
     with ExitStack() as stack:
         try:

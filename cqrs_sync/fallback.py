@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from cqrs_sync.errors import ConfigurationError, HandlerTypeError, type_name
 from cqrs_sync.generics import concrete_argument
 
 
-def exception_classes(given: Any) -> tuple[type[Exception], ...]:
+def exception_classes(given: Any, name: str = "failure_exceptions") -> tuple[type[Exception], ...]:
     """Return exception classes as a tuple, whether given as one class, a list or a tuple.
 
     Raises:
-        ConfigurationError: it holds something else, which would only be noticed when the primary fails.
+        ConfigurationError: it holds something else, which would only be noticed when something fails; with ``name``,
+            what it was given as.
     """
-    classes = (given,) if isinstance(given, type) else tuple(given)
+    classes: tuple[Any, ...] = (
+        tuple(given) if isinstance(given, Iterable) and not isinstance(given, type | str) else (given,)
+    )
     for each in classes:
         if not (isinstance(each, type) and issubclass(each, Exception)):
-            raise ConfigurationError(f"failure_exceptions must be exception classes, and {type_name(each)} is none")
+            raise ConfigurationError(f"{name} must be exception classes, and {type_name(each)} is none")
     return classes
 
 

@@ -123,7 +123,7 @@ class HandlerFactory:
 
 
 def _refuse_coroutines(handler_type: type[Any]) -> None:
-    if is_async(handler_type.handle):
+    if is_async(getattr(handler_type, "handle", None)):
         error = EventHandlerTypeError if issubclass(handler_type, EventHandler) else RequestHandlerTypeError
         raise error(f"{type_name(handler_type)}.handle is async: take out async and await", handler_type)
 

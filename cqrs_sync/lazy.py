@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def lazy_names(
-    package: str, modules: Mapping[str, str], later: Mapping[str, str] | None = None
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """Return a module-level ``__getattr__`` and ``__dir__`` (PEP 562) for ``package``.
 
     A name that was used once becomes a plain global of ``package``.
@@ -18,13 +16,11 @@ def lazy_names(
     Args:
         package: the ``__name__`` of the package or module that offers the names.
         modules: for each name the module in which it really lives.
-        later: the same for names of a later release; not listed, so that ``help()`` does not stumble over them.
     """
-    found_in = {**modules, **(later or {})}
 
     def load(name: str) -> Any:
         try:
-            module_name = found_in[name]
+            module_name = modules[name]
         except KeyError:
             raise AttributeError(f"module {package!r} has no attribute {name!r}") from None
         value = getattr(importlib.import_module(module_name), name)

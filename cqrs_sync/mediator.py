@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Generator
 from contextlib import closing
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from typing_extensions import TypedDict, Unpack
 
@@ -23,6 +23,7 @@ from cqrs_sync.events.event_processor import EventErrors, EventProcessor
 from cqrs_sync.events.map import EventMap
 from cqrs_sync.executors import WorkerContext
 from cqrs_sync.invocation import Invoke, Outcome
+from cqrs_sync.lazy import lazy_names
 from cqrs_sync.middlewares.base import MiddlewareChain
 from cqrs_sync.requests.map import RequestMap
 from cqrs_sync.requests.request import IRequest
@@ -51,7 +52,7 @@ class EventSettings(TypedDict, total=False):
     max_event_depth: int
 
 
-class _Mediator:
+class BaseMediator:
     """What all mediators have: an event processor that owns threads, and an end."""
 
     def __init__(self, processor: EventProcessor) -> None:
@@ -94,7 +95,7 @@ class _Mediator:
             raise MediatorClosed(f"this {type(self).__name__} was closed; build a new one")
 
 
-class _RequestsMediator(_Mediator, Generic[DispatcherT]):
+class _RequestsMediator(BaseMediator, Generic[DispatcherT]):
     """What the two mediators of requests have in common: their parts."""
 
     _default_dispatcher: type[Any]
@@ -113,9 +114,9 @@ class _RequestsMediator(_Mediator, Generic[DispatcherT]):
         dispatcher_type: type[DispatcherT] | None = None,
         **settings: Unpack[EventSettings],
     ) -> None:
-        emitter = _emitter(event_emitter, event_map, container, scope_strategy, settings)
+        emitter = make_emitter(event_emitter, event_map, container, scope_strategy, settings)
         super().__init__(
-            _processor(event_map, emitter, max_concurrent_event_handlers, concurrent_event_handle_enable, settings)
+            make_processor(event_map, emitter, max_concurrent_event_handlers, concurrent_event_handle_enable, settings)
         )
         chosen: Any = dispatcher_type or self._default_dispatcher
         self._dispatcher: DispatcherT = chosen(
@@ -267,7 +268,7 @@ class StreamingRequestMediator(_RequestsMediator[StreamingRequestDispatcher]):
         self._processor.emit_staged(result.events, result.response)
 
 
-class EventMediator(_Mediator):
+class EventMediator(BaseMediator):
     """Hands events that came from outside to their handlers. Thread-safe; one for a whole application.
 
     Args:
@@ -293,9 +294,9 @@ class EventMediator(_Mediator):
         dispatcher_type: type[EventDispatcher] = EventDispatcher,
         **settings: Unpack[EventSettings],
     ) -> None:
-        emitter = _emitter(event_emitter, event_map, container, scope_strategy, settings)
+        emitter = make_emitter(event_emitter, event_map, container, scope_strategy, settings)
         settings["event_errors"] = settings.get("event_errors") or "raise"
-        super().__init__(_processor(event_map, emitter, max_concurrent_event_handlers, None, settings))
+        super().__init__(make_processor(event_map, emitter, max_concurrent_event_handlers, None, settings))
         self._dispatcher = dispatcher_type(
             event_map=event_map,
             container=container,
@@ -335,7 +336,7 @@ class EventMediator(_Mediator):
             self._processor.publish_deferred(scope.deferred)
 
 
-def _emitter(
+def make_emitter(
     emitter: EventEmitter | None,
     event_map: EventMap | None,
     container: Any,
@@ -360,7 +361,7 @@ def _emitter(
     return emitter
 
 
-def _processor(
+def make_processor(
     event_map: EventMap | None, emitter: EventEmitter, handlers: int, enable: bool | None, settings: EventSettings
 ) -> EventProcessor:
     for name in settings.keys() - EventSettings.__annotations__.keys():
@@ -368,3 +369,9 @@ def _processor(
         raise TypeError(f"unexpected keyword argument {name!r}; the settings of events are {known}")
     own = {name: value for name, value in settings.items() if name != "unit_of_work"}
     return EventProcessor(event_map, emitter, handlers, enable, **own)  # type: ignore[arg-type]
+
+
+if TYPE_CHECKING:
+    from cqrs_sync.saga.mediator import SagaMediator as SagaMediator
+else:  # the async library has it here
+    __getattr__, __dir__ = lazy_names(__name__, {"SagaMediator": "cqrs_sync.saga.mediator"})

@@ -1,15 +1,29 @@
 """The two ways to write a message class, pydantic models and dataclasses: a pair of dictionary methods for each.
 
-Both are mixins without fields, so that mutable requests and frozen events share them.
+Both are mixins without fields, so that mutable requests and frozen events share them. And a quick way to change frozen
+dataclasses.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pydantic
+
+_InstanceT = TypeVar("_InstanceT")
+
+
+def changed(instance: _InstanceT, **changes: Any) -> _InstanceT:
+    """Return a copy of a frozen dataclass of ours with other values in some fields.
+
+    For what each step of a saga does: ``dataclasses.replace`` takes about ten times as long, because it calls
+    ``__init__``, which in a frozen class sets each field by a function call. No field is checked.
+    """
+    copy = object.__new__(type(instance))
+    vars(copy).update(vars(instance), **changes)
+    return copy
 
 
 class PydanticMessage:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Dialect, Integer, LargeBinary, Table, Uuid
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    DateTime,
+    Dialect,
+    Executable,
+    Integer,
+    LargeBinary,
+    Table,
+    Text,
+    Uuid,
+)
 from sqlalchemy.dialects import mysql
 from sqlalchemy.exc import UnboundExecutionError
 from sqlalchemy.ext.compiler import compiles
@@ -67,6 +79,82 @@ def _sqlite_now(element: utc_now, compiler: Any, **options: Any) -> str:  # noqa
     return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
 
 
+class utc_in(FunctionElement[datetime.datetime]):  # noqa: N801 (used as a function)
+    """The database's clock while the statement runs, so many seconds later; NULL where the seconds are NULL.
+
+    Without seconds it is the clock itself. Unlike :class:`utc_now` it goes on within a transaction, which may have
+    begun long ago.
+    """
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+    def __init__(self, *seconds: Any) -> None:
+        super().__init__(*seconds)
+
+
+@compiles(utc_in)
+def _standard_in(element: utc_in, compiler: Any, **options: Any) -> str:
+    if len(element.clauses) == 0:
+        return "CLOCK_TIMESTAMP()"
+    return f"CLOCK_TIMESTAMP() + ({compiler.process(element.clauses, **options)}) * INTERVAL '1 second'"
+
+
+@compiles(utc_in, "mysql")
+@compiles(utc_in, "mariadb")
+def _mysql_in(element: utc_in, compiler: Any, **options: Any) -> str:
+    if len(element.clauses) == 0:
+        return "UTC_TIMESTAMP(6)"
+    seconds = compiler.process(element.clauses, **options)
+    return f"(UTC_TIMESTAMP(6) + INTERVAL ROUND(({seconds}) * 1000000) MICROSECOND)"
+
+
+@compiles(utc_in, "sqlite")
+def _sqlite_in(element: utc_in, compiler: Any, **options: Any) -> str:
+    if len(element.clauses) == 0:
+        return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+    seconds = compiler.process(element.clauses, **options)
+    return f"strftime('%Y-%m-%d %H:%M:%f000', 'now', ROUND({seconds}, 3) || ' seconds')"
+
+
+class DriverStatement:
+    """A statement in the words of its driver, compiled once, for connections of one engine.
+
+    SQLAlchemy takes about 0.12 ms to execute a statement that it has compiled before, half of it to find the text and
+    the parameters again, which this keeps. Engine events see it like any other text.
+
+    Args:
+        statement: an INSERT, UPDATE or DELETE with named parameters, none of which expands.
+        dialect: the engine's; its driver takes parameters by name.
+    """
+
+    def __init__(self, statement: Executable, dialect: Dialect) -> None:
+        compiled: Any = statement.compile(dialect=dialect)  # type: ignore[attr-defined]
+        self._text = str(compiled)
+        self._constants: dict[str, Any] = {}
+        self._processors: dict[str, Callable[[Any], Any]] = {}
+        for parameter, name in compiled.bind_names.items():
+            processor = parameter.type.dialect_impl(dialect).bind_processor(dialect)
+            if not parameter.required:
+                value = parameter.effective_value
+                self._constants[name] = value if processor is None else processor(value)
+            elif processor is not None:
+                self._processors[name] = processor
+
+    def execute(self, connection: Connection, parameters: Mapping[str, Any]) -> int:
+        """Execute it; returns how many rows it has changed."""
+        given = {**self._constants, **parameters}
+        for name, process in self._processors.items():
+            given[name] = process(given[name])
+        return connection.exec_driver_sql(self._text, given).rowcount
+
+
+def takes_driver_statements(connection: Connection) -> bool:
+    """Whether a :class:`DriverStatement` does on a connection what the statement does that it was made of."""
+    dialect: Any = connection.dialect
+    return not dialect.positional and "schema_translate_map" not in connection.get_execution_options()
+
+
 def big_id() -> TypeEngine[int]:
     """The type of a growing primary key; SQLite counts up plain INTEGERs only."""
     return BigInteger().with_variant(Integer(), "sqlite")
@@ -84,6 +172,11 @@ def utc_time() -> TypeEngine[datetime.datetime]:
     the name without the import.
     """
     return DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+
+
+def long_text() -> TypeEngine[str]:
+    """The type of text of any length; MySQL's TEXT ends at 64 KiB."""
+    return Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 
 
 def portable_uuid() -> TypeEngine[uuid.UUID]:

@@ -13,11 +13,14 @@ from cqrs_sync.requests.request_handler import RequestHandler, StreamingRequestH
 if TYPE_CHECKING:
     from cqrs_sync.requests.pydantic_request import PydanticRequest as PydanticRequest
     from cqrs_sync.requests.pydantic_request import Request as Request
-else:  # the first model makes pydantic load most of itself; a type checker should see that there is no SagaMap yet
+    from cqrs_sync.saga.map import SagaMap as SagaMap
+else:  # the first model makes pydantic load most of itself
     __getattr__, __dir__ = _lazy_names(
         __name__,
-        dict.fromkeys(("PydanticRequest", "Request"), "cqrs_sync.requests.pydantic_request"),
-        later={"SagaMap": "cqrs_sync.saga"},
+        {
+            **dict.fromkeys(("PydanticRequest", "Request"), "cqrs_sync.requests.pydantic_request"),
+            "SagaMap": "cqrs_sync.saga.map",
+        },
     )
 
 __all__ = (
@@ -30,5 +33,6 @@ __all__ = (
     "RequestHandler",
     "RequestHandlerFallback",
     "RequestMap",
+    "SagaMap",
     "StreamingRequestHandler",
 )

@@ -98,5 +98,7 @@ def _names(handler_type: HandlerType) -> str:
     return ", ".join(type_name(handler) for handler, _ in _members(handler_type))
 
 
-if not TYPE_CHECKING:  # the async library has it here
-    __getattr__, __dir__ = lazy_names(__name__, {}, later={"SagaMap": "cqrs_sync.saga"})
+if TYPE_CHECKING:
+    from cqrs_sync.saga.map import SagaMap as SagaMap
+else:  # the async library has it here
+    __getattr__, __dir__ = lazy_names(__name__, {"SagaMap": "cqrs_sync.saga.map"})

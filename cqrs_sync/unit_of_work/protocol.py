@@ -114,6 +114,11 @@ class Unit:
             self._transaction = self.unit_of_work.begin()
         return self._transaction
 
+    @property
+    def begun(self) -> Transaction | None:
+        """The transaction, if anything has asked for it."""
+        return self._transaction
+
     @contextmanager
     def active(self) -> Iterator[None]:
         """Have handlers in this block find this unit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -21,15 +22,17 @@ from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
 
 import cqrs_sync as cqrs
-from cqrs_sync.errors import NotInstalled, RequestHandlerDoesNotExist
+from cqrs_sync.errors import RequestHandlerDoesNotExist, UnresolvableDependency
 from cqrs_sync.outbox.sqlalchemy import Base, OutboxModel
 from cqrs_sync.requests import bootstrap
+from cqrs_sync.saga.saga import Saga
+from cqrs_sync.saga.storage.enums import SagaStatus
+from cqrs_sync.saga.storage.sqlalchemy import Base as SagaBase
+from cqrs_sync.saga.storage.sqlalchemy import SqlAlchemySagaStorage
+from tests.databases import fresh
 from tests.kafka import Kafka, create, read
 
 ARTICLE = pathlib.Path(__file__).parent / "article"
-
-COMES_LATER = {"saga": "cqrs_sync.saga"}
-"""Snippets that need what a later release brings, each with what it says is missing."""
 
 RUN = {
     "chain",
@@ -40,6 +43,7 @@ RUN = {
     "outbox_publisher",
     "outboxed_event_map",
     "query",
+    "saga",
     "streaming",
 }
 """Snippets that run."""
@@ -81,7 +85,7 @@ def handled_by(handler: type, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_every_snippet_is_tested() -> None:
     """A snippet that no test runs would prove nothing."""
     snippets = {path.stem for path in ARTICLE.glob("*.py")} - {"conftest"}
-    assert snippets == RUN | set(COMES_LATER)
+    assert snippets == RUN
 
 
 def test_command_is_answered_by_a_handler_that_was_never_registered(run: Run) -> None:
@@ -306,41 +310,85 @@ def _at(address: str) -> Callable[..., Any]:
     return factory
 
 
-@pytest.mark.parametrize(("name", "feature"), COMES_LATER.items())
-def test_snippet_of_a_later_release_says_what_is_missing(run: Run, name: str, feature: str) -> None:
-    """Its import, or the first use of the name, ends in an error of the library's own, and again when repeated."""
-    for _ in range(2):
-        with pytest.raises(NotInstalled) as caught:
-            run(name)
-        assert caught.value.feature == feature
-        assert str(caught.value).startswith(f"{feature} is not installed: ")
-        assert "later release" in str(caught.value)
-        assert caught.value.__cause__ is None
+class Inventory:
+    """What the article leaves to the reader."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def reserve(self, order_id: str, items: list[str]) -> str:
+        self.calls.append((order_id, items))
+        return f"reservation of {order_id}"
+
+    def release(self, reservation_id: str) -> None:
+        self.calls.append(reservation_id)
 
 
-@pytest.mark.parametrize(
-    ("name", "feature"),
-    [
-        ("SagaMap", "cqrs_sync.saga"),
-        ("SagaMediator", "cqrs_sync.saga"),
-    ],
-)
-def test_name_of_a_later_release_says_what_is_missing(name: str, feature: str) -> None:
-    """``cqrs.SagaMap`` is no AttributeError: the name is known, and what it needs is named."""
-    with pytest.raises(NotInstalled) as caught:
-        getattr(cqrs, name)
-    assert caught.value.feature == feature
+def test_saga_of_the_article_runs_with_the_inventory_that_is_registered(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orchestrated saga: context, steps, map, bootstrap and stream; ``inventory`` is found by its name."""
+    inventory, container = Inventory(), punq.Container()
+    container.register("inventory", instance=inventory)
+    with monkeypatch.context() as patch:
+        patch.setattr(punq, "Container", lambda: container)
+        module = run("saga")
+    with module.mediator as mediator:
+        module.run_saga()
+        assert inventory.calls == [("o1", ["a", "b"])]
+        context = module.OrderContext(order_id="o2", items=[], total_amount=1.0)
+        assert mediator.run(context).completed
+        assert context.reservation_id == "reservation of o2"
+    module.ReserveInventoryStep(inventory).compensate(context)
+    assert inventory.calls[-1] == "reservation of o2"
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "cqrs_sync.saga.bootstrap",
-        "cqrs_sync.saga.storage.memory",
-    ],
-)
-def test_module_of_a_later_release_says_what_is_missing(module: str) -> None:
-    """Importing it ends in the library's own error, never in a ModuleNotFoundError from inside."""
-    with pytest.raises(NotInstalled) as caught:
-        importlib.import_module(module)
-    assert module.startswith(caught.value.feature)
+def test_saga_of_the_article_as_written_says_what_is_missing(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """A warning at bootstrap, and then the failure of the step; nothing has happened that must be undone."""
+    module = run("saga")
+    assert "OrderSaga cannot run yet: ReserveInventoryStep.__init__ parameter 'inventory'" in caplog.text
+    with module.mediator as mediator:
+        outcome = mediator.run(module.OrderContext(order_id="o1", items=[], total_amount=1.0))
+    assert (outcome.status, type(outcome.error)) == ("failed", UnresolvableDependency)
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_saga_of_the_article_is_stored_and_compensated_in_a_database(
+    run: Run,
+    database: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    """Orchestrated saga: with its "SQLAlchemy storage in prod", and a second step that fails."""
+    inventory, container = Inventory(), punq.Container()
+    container.register("inventory", instance=inventory)
+    with contextlib.ExitStack() as stack:
+        url = f"sqlite:///{tmp_path}/sagas.sqlite3"
+        if database == "postgresql":
+            url = stack.enter_context(fresh(request.getfixturevalue("postgres_url")))
+        engine = create_engine(url)
+        stack.callback(engine.dispose)
+        SagaBase.metadata.create_all(engine)
+        storage = SqlAlchemySagaStorage(sessionmaker(engine))
+        with monkeypatch.context() as patch:
+            patch.setattr(punq, "Container", lambda: container)
+            patch.setattr("cqrs_sync.saga.storage.memory.MemorySagaStorage", lambda: storage)
+            module = run("saga")
+        with module.mediator:
+            module.run_saga()
+            [stored] = storage.find([SagaStatus.COMPLETED])
+            assert '"reservation_id":"reservation of o1"' in stored.context
+
+            class Charge(module.ReserveInventoryStep):  # type: ignore[misc, name-defined]
+                def act(self, context: Any) -> Any:
+                    raise ConnectionError("the card is refused")
+
+            class PaidSaga(Saga[module.OrderContext]):  # type: ignore[misc, name-defined]
+                steps = [module.ReserveInventoryStep, Charge]
+
+            context = module.OrderContext(order_id="o2", items=[], total_amount=1.0)
+            with pytest.raises(ConnectionError), PaidSaga.transaction(context, container, storage) as saga:
+                list(saga)
+            assert storage.load_saga_state(saga.saga_id).status is SagaStatus.FAILED
+            assert inventory.calls[-1] == "reservation of o2"

@@ -20,7 +20,7 @@ FILES = [
     *sorted(path for path in pathlib.Path(__file__).parent.glob("*.py") if path != pathlib.Path(__file__)),
     *sorted(path for path in (ROOT / "tests/examples/article").glob("*.py") if path.stem not in NOT_CHECKED),
 ]
-"""What is checked; snippets that need a later release, or names that the article leaves to the reader, are not."""
+"""What is checked; snippets that need names, or types, that the article leaves to the reader are not."""
 
 Findings: TypeAlias = Mapping[pathlib.Path, list[str]]
 

@@ -130,6 +130,38 @@ CASES = {
         lambda: errors.SagaDoesNotExist(PlaceOrder), LookupError, {"message_type": PlaceOrder}, ("sagas_mapper",)
     ),
     "SagaConcurrencyError": Case(lambda: errors.SagaConcurrencyError("taken"), RuntimeError, {}, ("taken",)),
+    "SagaTypeError": Case(
+        lambda: errors.SagaTypeError("no step class", PlaceOrder), TypeError, {"handler_type": PlaceOrder}, ("no step",)
+    ),
+    "ContextNotSerializable": Case(
+        lambda: errors.ContextNotSerializable(PlaceOrder, "note", "it is an object"),
+        TypeError,
+        {"context_type": PlaceOrder, "field": "note"},
+        ("PlaceOrder.note cannot be stored", "it is an object"),
+    ),
+    "SagaNotFound": Case(
+        lambda: errors.SagaNotFound(EVENT_ID), LookupError, {"saga_id": EVENT_ID}, (f"there is no saga {EVENT_ID}",)
+    ),
+    "SagaRolledBack": Case(
+        lambda: errors.SagaRolledBack(EVENT_ID, "failed", "ValueError: no truck"),
+        RuntimeError,
+        {"saga_id": EVENT_ID, "status": "failed", "reason": "ValueError: no truck"},
+        ("is failed", "ValueError: no truck"),
+    ),
+    "SagaActionRefused": Case(
+        lambda: errors.SagaActionRefused(EVENT_ID, "completed", "nothing is left to do"),
+        ValueError,
+        {"saga_id": EVENT_ID, "status": "completed"},
+        ("is completed", "nothing is left to do"),
+    ),
+    "SagaDefinitionChanged": Case(
+        lambda: errors.SagaDefinitionChanged(EVENT_ID, "it has 'A', and now 'B'"),
+        RuntimeError,
+        {"saga_id": EVENT_ID, "difference": "it has 'A', and now 'B'"},
+        ("it has 'A', and now 'B'", "step_name", "renamed_steps", "retired_steps"),
+    ),
+    "SagaStorageUnavailable": Case(lambda: errors.SagaStorageUnavailable("away"), ConnectionError, {}, ("away",)),
+    "OutcomeUnknown": Case(lambda: errors.OutcomeUnknown("late"), None, {}, ("late",)),
     "MessageBrokerNotConfigured": Case(
         lambda: errors.MessageBrokerNotConfigured(OrderPlaced),
         ValueError,
@@ -245,6 +277,7 @@ def test_error_survives_a_process_boundary(case: Case) -> None:
         (errors.RequestHandlerTypeError, errors.HandlerTypeError),
         (errors.EventHandlerTypeError, errors.HandlerTypeError),
         (errors.SharedHandlerError, errors.HandlerTypeError),
+        (errors.SagaTypeError, errors.HandlerTypeError),
         (errors.UnresolvableDependency, errors.ConfigurationError),
         (errors.NoActiveUnitOfWork, errors.ConfigurationError),
         (errors.MessageBrokerNotConfigured, errors.ConfigurationError),

@@ -1,4 +1,4 @@
-# ruff: noqa: B007, I001
+# ruff: noqa: B007
 import dataclasses
 import uuid
 
