@@ -67,31 +67,45 @@ def check_schema(bind: Engine | Connection, *targets: Any) -> list[Drift]:
     Args:
         bind: where to look.
         targets: what has the library's tables in its metadata: declarative bases, models, ``MetaData``. By default
-            that of the model which repositories use by default.
+            the outbox and the sagas that repositories and storages use by default, as far as any table of theirs is
+            there; where there is none of either, the outbox.
 
     Raises:
         ConfigurationError: a target has none of the library's tables.
         NotInstalled: Alembic is missing.
         sqlalchemy.exc.SQLAlchemyError: the database cannot be reached or read.
     """
-    if not targets:
-        from cqrs_sync.outbox.tables import default_model
-
-        targets = (default_model(),)
     with contextlib.ExitStack() as stack:
         connection = bind if isinstance(bind, Connection) else stack.enter_context(bind.connect())
         drifts: dict[Drift, None] = {}  # as an ordered set: two targets may share a metadata
-        for target in targets:
+        for target in targets or _in_use(connection):
             drifts.update(dict.fromkeys(_Comparison(connection, _metadata(target))))
         return list(drifts)
+
+
+def _in_use(connection: Connection) -> Iterator[Any]:
+    """The default models of which there is any table: who has no sagas does not miss their tables."""
+    from cqrs_sync.outbox.tables import default_model
+    from cqrs_sync.saga.storage.tables import default_models
+
+    inspector: Inspector = inspect(connection)
+    outbox, sagas = default_model(), default_models()
+    has_outbox, has_sagas = (
+        any(inspector.has_table(table.name, table.schema) for table in (model.__table__ for model in models))
+        for models in ((outbox,), sagas)
+    )
+    if has_outbox or not has_sagas:
+        yield outbox
+    if has_sagas:
+        yield from sagas
 
 
 def _metadata(target: Any) -> MetaData:
     metadata = getattr(target, "metadata", target)
     if not isinstance(metadata, MetaData) or not any(map(is_ours, metadata.tables.values())):
         raise ConfigurationError(
-            f"{target!r} has no tables of cqrs_sync in its metadata: derive a model from OutboxMixin, or call "
-            "rebind_outbox_model"
+            f"{target!r} has no tables of cqrs_sync in its metadata: derive models from OutboxMixin, or from "
+            "SagaExecutionMixin and SagaLogMixin, or call rebind_outbox_model or rebind_saga_models"
         )
     return metadata
 
@@ -303,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=[],
         metavar="MODULE:NAME",
         help="your declarative base, a model on it, or its MetaData; may be repeated. By default the library's own "
-        "tables",
+        "tables, outbox and sagas, of what the database has any table of",
     )
     options = parser.parse_args(arguments)
     if not options.url:

@@ -27,9 +27,8 @@ from cqrs_sync.outbox.sqlalchemy import SqlAlchemyOutboxedEventRepository
 from cqrs_sync.outbox.tables import Base, OutboxMixin, OutboxModel, partitions_of
 from cqrs_sync.schema import check_schema
 from cqrs_sync.sql import UtcDateTime, utc_now
-from tests.databases import fresh
+from tests.integration.alembic_project import ROOT, SHOP, Project
 
-ROOT = Path(__file__).parents[2]
 SERVERS = ("postgresql", "mariadb")
 
 
@@ -41,17 +40,6 @@ class Happened(cqrs.NotificationEvent[int], frozen=True):
 
 EVENTS = OutboxedEventMap()
 EVENTS.register("happened", Happened)
-
-
-@pytest.fixture(params=["sqlite", *SERVERS])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of each kind."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'db.sqlite3'}"
-    else:
-        server = {"postgresql": "postgres_url", "mariadb": "mariadb_url"}[request.param]
-        with fresh(request.getfixturevalue(server)) as url:
-            yield url
 
 
 on = lambda *names: pytest.mark.parametrize("url", names, indirect=True)  # noqa: E731
@@ -179,50 +167,6 @@ BY_MIXIN = """
 BY_REBINDING = """
     Outbox = rebind_outbox_model(OutboxModel, Base, "shop_outbox")
 """
-SHOP = """
-    from sqlalchemy import MetaData
-    from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-    from cqrs_sync.outbox import OutboxMixin, OutboxModel, rebind_outbox_model
-
-    class Base(DeclarativeBase):
-        metadata = MetaData(naming_convention={"pk": "pk_%(table_name)s"})
-
-    class Order(Base):
-        __tablename__ = "orders"
-        id: Mapped[int] = mapped_column(primary_key=True)
-"""
-
-
-class Project:
-    """A user's project with an Alembic environment as ``alembic init`` makes it."""
-
-    def __init__(self, directory: Path, url: str, models: str, target: str) -> None:
-        self._directory = directory
-        self.run("init", "migrations")
-        (directory / "shop.py").write_text(textwrap.dedent(SHOP) + textwrap.dedent(models))
-        self._replace("alembic.ini", "sqlalchemy.url = driver://user:pass@localhost/dbname", f"sqlalchemy.url = {url}")
-        self._replace("migrations/env.py", "target_metadata = None", target)
-
-    def _replace(self, name: str, old: str, new: str) -> None:
-        path = self._directory / name
-        assert old in path.read_text()
-        path.write_text(path.read_text().replace(old, new))
-
-    def run(self, *arguments: str) -> None:
-        """Run Alembic; warnings are errors."""
-        result = subprocess.run(
-            [sys.executable, "-W", "error", "-m", "alembic", *arguments],
-            cwd=self._directory,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
-
-    def migration(self) -> str:
-        (path,) = (self._directory / "migrations/versions").glob("*.py")
-        return path.read_text()
 
 
 def test_alembic_writes_a_migration_that_runs_as_it_is(tmp_path: Path, engine: sa.Engine, url: str) -> None:
