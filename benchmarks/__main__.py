@@ -18,6 +18,8 @@ from benchmarks import (
     outbox_kafka,
     outbox_latency,
     progress,
+    saga_recovery,
+    sagas,
     send,
     servers,
     unit_of_work,
@@ -36,6 +38,9 @@ SUITES = {
     "outbox-add": outbox_add.measure,
     "outbox-latency": outbox_latency.measure,
     "outbox-kafka": outbox_kafka.measure,
+    "sagas": sagas.measure,
+    "saga-memory": sagas.measure_memory,
+    "saga-recovery": saga_recovery.measure,
 }
 
 

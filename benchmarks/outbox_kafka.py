@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import subprocess
 import sys
 import time
 import uuid
@@ -12,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -20,6 +18,7 @@ from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from benchmarks import servers
+from benchmarks.children import child, hear, tell
 from benchmarks.outbox import BARE, BATCH, NullBroker, create, drain_bare, freshly, refill_bare
 from benchmarks.outbox_rows import fill, order_placed, outbox_of
 from benchmarks.progress import say
@@ -34,7 +33,6 @@ from cqrs_sync.outbox.sqlalchemy import Base
 Record: TypeAlias = tuple[str, bytes, bytes, list[tuple[str, bytes]]]
 """Topic, value, key and headers."""
 
-ROOT = Path(__file__).resolve().parent.parent
 BAR = 30
 """How many characters the longest bar has."""
 
@@ -253,30 +251,17 @@ def _scaled(title: str, engine: Engine, address: str, name: str, effort: Effort)
 def _drained_by(processes: int, engine: Engine, address: str, name: str, *, mock: bool) -> float:
     """Start relay processes, let them go all at once, and return how long it took until the last had nothing to do."""
     url = engine.url.render_as_string(hide_password=False)
-    command = [sys.executable, "-m", "benchmarks.outbox_kafka", url, address, name, str(int(mock))]
+    arguments = (url, address, name, str(int(mock)))
     with ExitStack() as stack:
-        relays = [
-            stack.enter_context(
-                subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            )
-            for _ in range(processes)
-        ]
+        relays = [stack.enter_context(child("benchmarks.outbox_kafka", *arguments)) for _ in range(processes)]
         for relay in relays:
-            _hear(relay, "ready")
+            hear(relay, "ready")
         started = perf_counter()
         for relay in relays:
-            assert relay.stdin is not None
-            relay.stdin.write("go\n")
-            relay.stdin.flush()
+            tell(relay, "go")
         for relay in relays:
-            _hear(relay, "done")
+            hear(relay, "done")
         return perf_counter() - started
-
-
-def _hear(process: subprocess.Popen[str], word: str) -> None:
-    assert process.stdout is not None
-    if (said := process.stdout.readline().strip()) != word:
-        raise RuntimeError(f"a relay process said {said!r} and not {word!r}: its exit code is {process.wait(10)}")
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from benchmarks.timing import Times
 
 REPORTED_VERSIONS = (
     *("pydantic", "punq", "SQLAlchemy", "psycopg2-binary", "kafka-python", "confluent-kafka"),
-    *("python-cqrs", "asyncpg", "mediatr", "buz", "pymediate"),
+    *("python-cqrs", "asyncpg", "dbos", "psycopg", "mediatr", "buz", "pymediate"),
 )
 
 

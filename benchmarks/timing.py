@@ -39,6 +39,8 @@ class Effort:
         backlogs: how many events are pending, from few to many.
         samples: how many events are timed one by one, and how many of those where each waits for a poll.
         relays: how many relay processes share a backlog, from one on.
+        sagas: how many sagas each thread runs per turn.
+        stale: how many sagas were left by a process that died.
         servers: whether servers that take long to start are started, where there is an imitation.
         peers: whether the other libraries take part.
     """
@@ -53,6 +55,8 @@ class Effort:
     backlogs: tuple[int, int, int] = (1_000, 100_000, 1_000_000)
     samples: tuple[int, int] = (300, 60)
     relays: tuple[int, ...] = (1, 2, 4)
+    sagas: int = 20
+    stale: int = 10_000
     servers: bool = True
     peers: bool = True
 
@@ -70,6 +74,8 @@ class Effort:
             backlogs=(10, 20, 30),
             samples=(3, 3),
             relays=(1,),
+            sagas=2,
+            stale=10,
             servers=False,
         )
 

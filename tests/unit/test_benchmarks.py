@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ import pytest
 pytest.importorskip("rich")
 
 from benchmarks import __main__ as command
-from benchmarks import peers, report, servers
+from benchmarks import peers, report, saga_peers, servers
 from benchmarks.report import Row, Section
-from benchmarks.timing import Times, race, statement
+from benchmarks.timing import Effort, Times, race, statement
 
 
 def names(results: dict[str, Any], suite: str) -> list[str]:
@@ -36,6 +37,7 @@ def test_every_suite_produces_its_rows(results: dict[str, Any]) -> None:
     assert {"send with 10 events", "the emission alone"} <= {*names(results, "events")}
     assert {"send with 10 events", "send with 100 events"} <= {*names(results, "pool")}
     assert names(results, "import").count("import cqrs_sync") == 2
+    assert {"SagaMediator.run", "python-cqrs, logger at WARNING"} <= {*names(results, "saga-memory")}
     assert names(results, "unit-of-work") == ["bare Session: add, commit, close", "send, the handler adds"]
 
 
@@ -47,6 +49,8 @@ def test_every_suite_produces_its_rows(results: dict[str, Any]) -> None:
         ("outbox-add", {"bare Session: add, commit", "with 1 event", "with 10 events"}),
         ("outbox-latency", {"wake-up in the process that commits: p50", "another process, poll_interval=0.1: p99"}),
         ("outbox-kafka", {"the client alone, flushed every 500", "OutboxRelay to Kafka", "1 relay process"}),
+        ("sagas", {"bare psycopg2: INSERT, 3 times UPDATE and log", "SagaMediator.run", "DBOS, logger at ERROR"}),
+        ("saga-recovery", {"1 worker with 1 thread", "4 workers with 1 thread each, in processes"}),
     ],
 )
 def test_suite_that_needs_a_server_produces_its_rows_where_there_is_one(
@@ -56,7 +60,10 @@ def test_suite_that_needs_a_server_produces_its_rows_where_there_is_one(
     assert found >= expected or "left out" in found
 
 
-@pytest.mark.parametrize("suite", ["outbox", "outbox-backlog", "outbox-add", "outbox-latency", "outbox-kafka"])
+@pytest.mark.parametrize(
+    "suite",
+    ["outbox", "outbox-backlog", "outbox-add", "outbox-latency", "outbox-kafka", "sagas", "saga-recovery"],
+)
 def test_suite_without_its_server_says_why(
     suite: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,6 +88,16 @@ def test_peer_that_is_not_wanted_is_not_set_up() -> None:
     with peers.gather({"peer": lambda loop: pytest.fail("was set up")}, wanted=False) as found:
         assert found.runs == {}
         assert found.missing == {"peer": "left out"}
+
+
+@pytest.mark.parametrize(("wanted", "reason"), [(True, "not installed: peer"), (False, "left out")])
+def test_saga_peer_that_is_not_measured_is_named(wanted: bool, reason: str) -> None:
+    def peer() -> Any:
+        raise ModuleNotFoundError("No module named 'peer'", name="peer")
+
+    with ExitStack() as stack:
+        found = saga_peers.gather(stack, {"peer": peer}, Effort(peers=wanted))
+    assert found == ({}, {"peer": reason})
 
 
 @pytest.mark.parametrize(
