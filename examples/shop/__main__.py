@@ -1,4 +1,4 @@
-"""Imports orders, kills the relay that publishes their events, and shows the result: ``python -m examples.shop``."""
+"""Imports orders and ships some, while processes are killed, and shows the result: ``python -m examples.shop``."""
 
 import argparse
 import logging
@@ -16,9 +16,11 @@ except ImportError:
 
 from examples.shop.application import Shop, build
 from examples.shop.delivery import Delivery, RelayProcess
+from examples.shop.dispatch import Dispatch, dispatch
+from examples.shop.history import show_sagas
 from examples.shop.messages import AuditReadModel, ImportOrders
 from examples.shop.report import follow, show_check, show_events, show_outcome, show_sales
-from examples.shop.topics import Topic, has_kafka_client, open_topic
+from examples.shop.topics import Arrival, Topic, has_kafka_client, open_topic
 
 ORDERS = Path(__file__).with_name("orders.jsonl")
 
@@ -38,13 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def import_and_report(shop: Shop, orders: Path, database: str, topic: Topic, console: Console) -> bool:
-    """Import the orders, have them announced, and show the result; returns whether all checks hold."""
+    """Import the orders, ship some, have it announced, and show the result; returns whether all checks hold."""
     with orders.open(encoding="utf-8") as file:
         total = sum(1 for _ in file)
     before = shop.requests.send(AuditReadModel())
     with RelayProcess(shop, topic, database, console, killed_after=total // 3) as relay:
         with closing(shop.streams.stream(ImportOrders(path=orders))) as lines:
             summary = follow(console, relay.beside(lines), total)
+        dispatched = dispatch(shop, database, console)
         waiting = relay.finish()
     after = shop.requests.send(AuditReadModel())
     arrivals = topic.arrivals()
@@ -52,6 +55,7 @@ def import_and_report(shop: Shop, orders: Path, database: str, topic: Topic, con
 
     show_sales(console, shop)
     show_outcome(console, summary)
+    show_sagas(console, dispatched)
     show_events(console, len(arrivals), len(relay.in_hand), len(delivery.twice))
     missing = before.orders + summary.accepted - after.orders
     unanswered = total - summary.accepted - summary.refused
@@ -65,7 +69,21 @@ def import_and_report(shop: Shop, orders: Path, database: str, topic: Topic, con
         show_check(console, "only what was in hand at the kill arrived twice", delivery.repeated()),
         show_check(console, "events of each customer arrived in order", delivery.out_of_order()),
     ]
-    return all(checks)
+    return all(checks + check_sagas(dispatched, arrivals, console))
+
+
+def check_sagas(dispatched: Dispatch, arrivals: Sequence[Arrival], console: Console) -> list[bool]:
+    """Show what holds of the sagas."""
+    return [
+        show_check(console, "every saga has ended", dispatched.not_ended()),
+        show_check(console, "every order was shipped, or all was undone", dispatched.in_part()),
+        show_check(console, "nothing was both refunded and shipped", dispatched.refunded_and_shipped()),
+        show_check(console, "nothing was done twice", dispatched.repeated()),
+        show_check(console, "what was killed was recovered", dispatched.not_recovered()),
+        show_check(
+            console, "shipped orders were announced, failed ones were not", dispatched.wrongly_announced(arrivals)
+        ),
+    ]
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

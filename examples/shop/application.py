@@ -1,7 +1,7 @@
 """The composition root: the one place that knows how the shop is put together."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,12 +10,17 @@ from sqlalchemy.orm import sessionmaker
 
 import cqrs_sync as cqrs
 from cqrs_sync.requests.bootstrap import bootstrap, bootstrap_streaming
+from cqrs_sync.saga import SagaAdministration
+from cqrs_sync.saga.bootstrap import bootstrap as bootstrap_sagas
+from cqrs_sync.saga.storage.sqlalchemy import SqlAlchemySagaStorage
 from cqrs_sync.unit_of_work.sqlalchemy import SqlAlchemyUnitOfWork
 from examples.shop.card_providers import Cardia, Nordpay
 from examples.shop.database import open_database
+from examples.shop.fulfilment import LEASE, bind_sagas
 from examples.shop.handlers.imports import ImportOrdersHandler
 from examples.shop.handlers.orders import PlaceOrderHandler
 from examples.shop.handlers.queries import (
+    FindOrdersToShipHandler,
     FindUnknownOrdersHandler,
     GetBestSellersHandler,
     GetCustomerOrdersHandler,
@@ -23,8 +28,10 @@ from examples.shop.handlers.queries import (
     GetPaymentTotalsHandler,
     GetTopCustomersHandler,
 )
+from examples.shop.ledger import Ledger
 from examples.shop.messages import (
     AuditReadModel,
+    FindOrdersToShip,
     FindUnknownOrders,
     GetBestSellers,
     GetCustomerOrders,
@@ -35,8 +42,10 @@ from examples.shop.messages import (
     PlaceOrder,
 )
 from examples.shop.outbox import open_outbox
+from examples.shop.partners import Bank, Carrier, Warehouse
 from examples.shop.payments import bind_payments
 from examples.shop.read_model import AuditReadModelHandler, bind_read_model
+from examples.shop.tables import SagaLog, Sagas
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +55,31 @@ class Shop:
     Attributes:
         requests: takes commands and queries.
         streams: takes imports.
+        sagas: bring orders to their customers.
+        administration: looks after sagas.
+        ledger: what the partners have done.
     """
 
     requests: cqrs.RequestMediator
     streams: cqrs.StreamingRequestMediator
+    sagas: cqrs.SagaMediator
+    administration: SagaAdministration
+    ledger: Ledger
 
 
 @contextmanager
-def build(database: Path | str) -> Iterator[Shop]:
+def build(database: Path | str, make_bank: Callable[[Ledger], Bank] = Bank) -> Iterator[Shop]:
     """Open the shop over a database (a file or a URL), and close everything that it opened."""
     engine = open_database(database)
+    sessions, ledger = sessionmaker(engine), Ledger(engine)
+    unit_of_work = SqlAlchemyUnitOfWork(sessions, outbox=open_outbox)
     container = punq.Container()
     container.register(Nordpay)
     container.register(Cardia)
+    container.register(Ledger, instance=ledger)
+    container.register(Warehouse)
+    container.register(Carrier)
+    container.register(Bank, instance=make_bank(ledger))
     # Handlers send requests too. The mediator exists only after bootstrap has checked them, hence a factory.
     container.register(cqrs.RequestMediator, factory=lambda: requests)
     requests: cqrs.RequestMediator = bootstrap(
@@ -67,12 +88,15 @@ def build(database: Path | str) -> Iterator[Shop]:
         queries_mapper=bind_queries,
         domain_events_mapper=bind_read_model,
         max_concurrent_event_handlers=4,
-        unit_of_work=SqlAlchemyUnitOfWork(sessionmaker(engine), outbox=open_outbox),
+        unit_of_work=unit_of_work,
     )
     streams = bootstrap_streaming(di_container=container, commands_mapper=bind_streams)
+    storage = SqlAlchemySagaStorage(sessions, LEASE, execution_model=Sagas, log_model=SagaLog)
+    # The same unit of work: what a step announces is stored with the record that it is done.
+    sagas = bootstrap_sagas(container, sagas_mapper=bind_sagas, saga_storage=storage, unit_of_work=unit_of_work)
     try:
-        with requests, streams:
-            yield Shop(requests, streams)
+        with requests, streams, sagas:
+            yield Shop(requests, streams, sagas, SagaAdministration(storage), ledger)
     finally:
         engine.dispose()
 
@@ -91,6 +115,7 @@ def bind_queries(queries: cqrs.RequestMap) -> None:
     queries.bind(GetPaymentTotals, GetPaymentTotalsHandler)
     queries.bind(AuditReadModel, AuditReadModelHandler)
     queries.bind(GetOutboxState, GetOutboxStateHandler)
+    queries.bind(FindOrdersToShip, FindOrdersToShipHandler)
     queries.bind(FindUnknownOrders, FindUnknownOrdersHandler)
 
 

@@ -1,4 +1,4 @@
-"""The database: one SQLite file unless a URL says otherwise, made and filled with the catalogue on first use."""
+"""The database: one SQLite file unless a URL says otherwise, made and filled on first use."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import Engine, create_engine, event, exists, select
 from sqlalchemy.orm import Session
 
-from examples.shop.tables import Base, Customer, Product, Voucher
+from examples.shop.partners import PARTNERS
+from examples.shop.tables import Base, Customer, PartnerStock, Product, Voucher
 
 CATALOGUE = Path(__file__).with_name("catalogue.json")
 
@@ -19,6 +20,8 @@ def open_database(database: Path | str) -> Engine:
     with Session(engine) as session, session.begin():
         if not session.scalar(select(exists(select(Product)))):
             _fill(session)
+        if not session.scalar(select(exists(select(PartnerStock)))):
+            _fill_partners(session)
     return engine
 
 
@@ -46,3 +49,8 @@ def _fill(session: Session) -> None:
     session.add_all(Product(**product) for product in catalogue["products"])
     session.add_all(Customer(**customer) for customer in catalogue["customers"])
     session.add_all(Voucher(**voucher) for voucher in catalogue["vouchers"])
+
+
+def _fill_partners(session: Session) -> None:
+    for stock in (PARTNERS["warehouse"], PARTNERS["bank"]):
+        session.add_all(PartnerStock(item=item, left_over=left_over) for item, left_over in stock.items())

@@ -1,4 +1,4 @@
-"""Runs the relay beside the import, starts it again after it was killed, and checks what has arrived."""
+"""Runs the relay beside the import, starts it again after it was killed, and checks what has arrived of the orders."""
 
 import subprocess
 import sys
@@ -112,7 +112,7 @@ class Delivery:
         first: dict[uuid.UUID, Arrival] = {}
         for arrival in arrivals:
             first.setdefault(arrival.event_id, arrival)
-        self._first = list(first.values())
+        self._first = [arrival for arrival in first.values() if arrival.event_name == "order_placed"]
         times = Counter(arrival.event_id for arrival in arrivals)
         self.twice = {event_id for event_id, count in times.items() if count > 1}
         self._in_hand = in_hand

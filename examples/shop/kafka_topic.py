@@ -64,7 +64,8 @@ class KafkaTopic(Topic):
 def _arrival(message: Message) -> Arrival:
     headers: dict[str, Any] = dict(message.headers() or [])
     customer, event = message.key() or b"", json.loads(message.value() or b"")
-    return Arrival(uuid.UUID(headers["message-id"].decode()), customer.decode(), event["payload"]["order_id"])
+    event_id = uuid.UUID(headers["message-id"].decode())
+    return Arrival(event_id, customer.decode(), event["payload"]["order_id"], event["event_name"])
 
 
 @contextmanager

@@ -69,6 +69,33 @@ class OrderAnnounced(cqrs.NotificationEvent[PlacedOrder]):
     topic: str = ORDERS_TOPIC
 
 
+class OrderToShip(cqrs.Response):
+    order_id: str
+    customer: str
+    product: str
+    quantity: int
+
+
+class FindOrdersToShip(cqrs.Request[list[OrderToShip]]):
+    """Asks for orders that nobody has begun to ship, the oldest first."""
+
+    limit: int | None = None
+
+
+class ShippedOrder(pydantic.BaseModel):
+    """What other services are told of an order that is on its way."""
+
+    order_id: str
+    customer: str
+
+
+class OrderShipped(cqrs.NotificationEvent[ShippedOrder]):
+    """Goes where the order was announced, under the same key: whoever hears of both hears of the order first."""
+
+    event_name: str = "order_shipped"
+    topic: str = ORDERS_TOPIC
+
+
 # --- payments ----------------------------------------------------------------------------------------------------
 
 

@@ -77,19 +77,19 @@ def follow(console: Console, lines: Iterable[ImportedLine], total: int) -> Impor
 
 def show_sales(console: Console, shop: Shop) -> None:
     """Show what the read model and the orders answer."""
-    payments = _table("Payments", "way", "#orders", "#amount")
+    payments = make_table("Payments", "way", "#orders", "#amount")
     for way in shop.requests.send(GetPaymentTotals()):
         payments.add_row(way.paid_by, str(way.orders), money(way.amount))
     console.print(payments)
 
-    best_sellers = _table("Best sellers", "product", "#sold", "#revenue")
+    best_sellers = make_table("Best sellers", "product", "#sold", "#revenue")
     for product in shop.requests.send(GetBestSellers(limit=5)):
         best_sellers.add_row(product.product, str(product.quantity), money(product.revenue))
     console.print(best_sellers)
 
     for customer in shop.requests.send(GetTopCustomers(limit=1)):
         title = f"Best customer: {customer.name}, {money(customer.spent)}"
-        latest = _table(title, "latest orders", "product", "#quantity", "#total")
+        latest = make_table(title, "latest orders", "product", "#quantity", "#total")
         for order in shop.requests.send(GetCustomerOrders(customer=customer.customer, limit=5)):
             latest.add_row(order.order_id, order.product, str(order.quantity), money(order.total))
         console.print(latest)
@@ -97,7 +97,7 @@ def show_sales(console: Console, shop: Shop) -> None:
 
 def show_outcome(console: Console, summary: ImportSummary) -> None:
     """Show how many lines were accepted, how many rejected, and why."""
-    outcome = _table("Order lines", "outcome", "#lines", "the first of them")
+    outcome = make_table("Order lines", "outcome", "#lines", "the first of them")
     outcome.add_row("accepted", str(summary.accepted))
     outcome.add_row("rejected", str(summary.refused), end_section=True)
     for reason, numbers in sorted(summary.rejected.items(), key=lambda item: -len(item[1])):
@@ -107,7 +107,7 @@ def show_outcome(console: Console, summary: ImportSummary) -> None:
 
 def show_events(console: Console, arrivals: int, in_hand: int, twice: int) -> None:
     """Show how many events the broker has, and what the killed relay has to do with it."""
-    events = _table("Events at the broker", "", "#events")
+    events = make_table("Events at the broker", "", "#events")
     events.add_row("arrived", str(arrivals), end_section=True)
     events.add_row("in the killed relay's hands", str(in_hand))
     events.add_row("arrived twice", str(twice))
@@ -127,8 +127,8 @@ def money(cents: int) -> str:
     return f"{cents / 100:,.2f} €"
 
 
-def _table(title: str, *columns: str) -> Table:
-    """An empty table; a column whose name begins with # holds numbers."""
+def make_table(title: str, *columns: str) -> Table:
+    """Make an empty table; a column whose name begins with # holds numbers."""
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for column in columns:
         numbers = column.startswith("#")

@@ -1,4 +1,4 @@
-"""The tables: what the shop sells and to whom, the orders, the read model that is counted from them, and the outbox."""
+"""The tables: what the shop sells and to whom, orders, the read model, the outbox, sagas, and what partners keep."""
 
 import datetime
 
@@ -6,6 +6,7 @@ from sqlalchemy import CheckConstraint, DateTime, ForeignKey
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from cqrs_sync.outbox import OutboxMixin
+from cqrs_sync.saga.storage.sqlalchemy import SagaExecutionMixin, SagaLogMixin
 
 
 class Base(DeclarativeBase):
@@ -84,3 +85,44 @@ class Outbox(OutboxMixin, Base):
     """Beside the orders, so that both are written by one transaction."""
 
     __tablename__ = "outbox"
+
+
+# --- orders on their way to the customer -------------------------------------------------------------------------
+
+
+class Sagas(SagaExecutionMixin, Base):
+    """How far each order is on its way."""
+
+    __tablename__ = "sagas"
+
+
+class SagaLog(SagaLogMixin, Base):
+    """What was done for that, and by whom."""
+
+    __tablename__ = "saga_log"
+
+
+# --- what the shop's partners keep, each in a database of their own were they not played here ----------------------
+
+
+class PartnerStock(Base):
+    """What can be had from a partner: goods of a product, money of a customer."""
+
+    __tablename__ = "partner_stock"
+    __table_args__ = (CheckConstraint("left_over >= 0"),)
+
+    item: Mapped[str] = mapped_column(primary_key=True)
+    left_over: Mapped[int]
+
+
+class PartnerEffect(Base):
+    """What a partner has done for the shop, once for each key."""
+
+    __tablename__ = "partner_effects"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    action: Mapped[str]
+    order_id: Mapped[str] = mapped_column(index=True)
+    item: Mapped[str | None]
+    amount: Mapped[int]
+    asked: Mapped[int] = mapped_column(default=1)

@@ -4,10 +4,10 @@ import abc
 import importlib.util
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cqrs_sync.message_brokers import Message, MessageBroker
 
@@ -36,11 +36,12 @@ def open_topic(kafka: str | None, directory: Path) -> Iterator["Topic"]:
 
 
 class Arrival(NamedTuple):
-    """An event as another service gets it."""
+    """An event of an order, as another service gets it."""
 
     event_id: uuid.UUID
     customer: str
     order_id: str
+    event_name: str = "order_placed"
 
 
 class Topic(abc.ABC):
@@ -70,8 +71,12 @@ class Journal(Topic):
     def arrivals(self) -> list[Arrival]:
         """Return all whole lines."""
         lines = self._path.read_bytes().split(b"\n")[:-1] if self._path.exists() else []
-        records = [json.loads(line) for line in lines]
-        return [Arrival(uuid.UUID(one["id"]), one["key"], one["event"]["payload"]["order_id"]) for one in records]
+        return [_arrival(json.loads(line)) for line in lines]
+
+
+def _arrival(record: Mapping[str, Any]) -> Arrival:
+    event = record["event"]
+    return Arrival(uuid.UUID(record["id"]), record["key"], event["payload"]["order_id"], event["event_name"])
 
 
 class JournalBroker(MessageBroker):

@@ -24,6 +24,11 @@ ESSENTIALS = {
     "flask_outbox": ["welcome Ada", "published: Ada"],
     "outbox": ["o-1 was placed before", "published: o-1 o-2\n"],
     "outbox_kafka": ["skipped: this example needs a Kafka, python examples/outbox_kafka.py localhost:9092\n"],
+    "saga": [
+        "o-1 is completed",
+        "o-2: undo Charge\no-2: undo Reserve\no-2 is failed",
+        "o-3: Charge\nthe process of o-3 was killed, and this one goes on\no-3: Ship\n",
+    ],
     "shop": [
         "320 of 320: ",
         "relay killed ",
@@ -33,6 +38,14 @@ ESSENTIALS = {
         "agrees with the orders: yes",
         "event of every accepted order has arrived: yes",
         "arrived in order: yes",
+        "dispatcher killed: ",
+        "W-2004 taken on by a recovery worker: completed",
+        "failed: Refused: ",
+        "undo Charge ",
+        "  taken on  ",
+        "every saga has ended: yes",
+        "nothing was both refunded and shipped: yes",
+        "what was killed was recovered: yes",
     ],
 }
 

@@ -333,6 +333,16 @@ def test_event_is_stored_with_each_accepted_order_and_no_other(shop: Shop, count
     assert {row[5] for row in stored} == {"new"}
 
 
+CLAIMS_OF_SAGAS = (
+    "every saga has ended",
+    "every order was shipped, or all was undone",
+    "nothing was both refunded and shipped",
+    "nothing was done twice",
+    "what was killed was recovered",
+    "shipped orders were announced, failed ones were not",
+)
+
+
 def demo(*options: str) -> tuple[int, str]:
     """Run the demo in this process; its relay is another one."""
     with contextlib.redirect_stdout(io.StringIO()) as output:
@@ -347,13 +357,20 @@ def number(pattern: str, output: str) -> int:
 
 
 def check_killed_and_made_good(code: int, output: str, count: Count) -> None:
-    """The relay was killed with events in hand, and these, and only these, have arrived twice."""
+    """The relay was killed with events in hand, and these, and only these, have arrived twice; a saga was recovered."""
     assert code == 0, output
     in_hand = number(r"relay killed .*, (\d+) not marked yet", output)
     assert in_hand > 0
     assert "relay started again " in output
     assert number(r"arrived twice +(\d+)", output) == in_hand
-    assert number(r"arrived +(\d+)", output) == len(count.accepted) + in_hand
+    shipped = 5
+    assert number(r"arrived +(\d+)", output) == len(count.accepted) + shipped + in_hand
+    assert "dispatcher killed: 2 orders shipped, 1 failed, W-2004 in the middle of Charge" in output
+    assert "W-2004 taken on by a recovery worker: completed" in output
+    assert re.findall(r"shipped +(\d) +(\d) *\n", output) == [(str(shipped), str(shipped))]
+    assert re.findall(r"charged +(\d) +(\d) *\n", output) == [("6", "7")]
+    for claim in CLAIMS_OF_SAGAS:
+        assert f"{claim}: yes\n" in output
 
 
 def test_killed_relay_loses_nothing(count: Count, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,7 +487,8 @@ class TestJournalBroker(MessageBrokerContract):
     def test_half_a_line_of_a_killed_process_is_cut_off(self, tmp_path: Path) -> None:
         """It was not acknowledged, so it will come again; the lines behind it are whole."""
         path = tmp_path / "torn.jsonl"
-        line = json.dumps({"id": str(uuid.UUID(int=1)), "key": "C-1", "event": {"payload": {"order_id": "W-1"}}})
+        event = {"event_name": "order_placed", "payload": {"order_id": "W-1"}}
+        line = json.dumps({"id": str(uuid.UUID(int=1)), "key": "C-1", "event": event})
         path.write_text(f"{line}\n{line[:20]}", encoding="utf-8")
         whole = [Arrival(uuid.UUID(int=1), "C-1", "W-1")]
         assert Journal(path).arrivals() == whole
@@ -500,6 +518,7 @@ def test_demo_fails_when_the_read_model_is_wrong(tmp_path: Path) -> None:
         engine.dispose()
         assert program.main(["--database", str(database)]) == 1
     assert "read model agrees with the orders: no" in output.getvalue()
+    assert output.getvalue().count("what was killed was recovered: yes") == 2  # each run ships other orders
 
 
 def test_text_of_a_line_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,20 +5,23 @@ from sqlalchemy.orm import Session
 
 import cqrs_sync as cqrs
 from cqrs_sync.outbox import EventStatus
+from examples.shop.fulfilment import saga_id_of
 from examples.shop.messages import (
     BestSeller,
     CustomerOrder,
+    FindOrdersToShip,
     FindUnknownOrders,
     GetBestSellers,
     GetCustomerOrders,
     GetOutboxState,
     GetPaymentTotals,
     GetTopCustomers,
+    OrderToShip,
     OutboxState,
     PaymentTotal,
     TopCustomer,
 )
-from examples.shop.tables import Customer, CustomerSales, Order, Outbox, PaymentSales, Product, ProductSales
+from examples.shop.tables import Customer, CustomerSales, Order, Outbox, PaymentSales, Product, ProductSales, Sagas
 
 
 class GetCustomerOrdersHandler(cqrs.RequestHandler[GetCustomerOrders]):
@@ -89,3 +92,18 @@ class FindUnknownOrdersHandler(cqrs.RequestHandler[FindUnknownOrders]):
 
     def handle(self, request: FindUnknownOrders) -> list[str]:
         return sorted(request.order_ids.difference(self._session.scalars(select(Order.id))))
+
+
+class FindOrdersToShipHandler(cqrs.RequestHandler[FindOrdersToShip]):
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def handle(self, request: FindOrdersToShip) -> list[OrderToShip]:
+        begun = set(self._session.scalars(select(Sagas.id)))
+        orders = self._session.scalars(select(Order).order_by(Order.placed_at, Order.id))
+        waiting = [
+            OrderToShip(order_id=one.id, customer=one.customer, product=one.product, quantity=one.quantity)
+            for one in orders
+            if saga_id_of(one.id) not in begun
+        ]
+        return waiting[: request.limit]
