@@ -114,9 +114,10 @@ class SagaRecord:
             SagaConcurrencyError: the saga is not this run's any more.
             SagaStorageUnavailable: nobody answered before the lease ended.
         """
-        if not self.is_held or self._lease.is_foreign:
-            what = "was given back while a step of it was at work" if not self.is_held else "is run by another process"
-            self.stopped = SagaConcurrencyError(f"saga {self.saga_id} {what}")
+        if self._lease.is_foreign:  # a step has forked, and this is the child
+            self.stopped = SagaConcurrencyError(
+                f"saga {self.saga_id} is run by the process that this one was forked from"
+            )
             raise self.stopped
         if error is not None:
             reason = self.reason = reason_of(error)

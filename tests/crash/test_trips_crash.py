@@ -152,7 +152,7 @@ def test_a_pivot_that_times_out_is_never_undone(kit: CrashKit, settings: dict[st
     assert asked(report) == {("Hotel", ACT), ("Ticket", ACT), ("Mail", ACT)}
 
 
-@ON_SQLITE
+@LONG
 def test_a_pivot_that_fails_is_undone_unless_a_crash_has_left_it_in_doubt(
     kit: CrashKit, settings: dict[str, Any]
 ) -> None:
@@ -179,7 +179,7 @@ def test_a_fallback_takes_over_from_what_has_failed_for_certain_alone(kit: Crash
     assert {("Invoice", ACT), ("Pay", COMPENSATE)} <= asked(report)
 
 
-@ON_SQLITE
+@LONG
 def test_what_was_paid_before_a_crash_and_cannot_be_paid_behind_it_is_paid_back(
     kit: CrashKit, settings: dict[str, Any]
 ) -> None:

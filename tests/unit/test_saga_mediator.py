@@ -12,7 +12,7 @@ from typing import Any
 
 import punq
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import create_engine, event, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import StaticPool
@@ -364,7 +364,7 @@ def test_a_transactional_step_in_doubt_that_fails_is_not_compensated(
     assert effects == ["charge", "charge"]
 
 
-@pytest.mark.parametrize("refused", ["act", "commit"])
+@pytest.mark.parametrize("refused", ["act", "write", "commit"])
 @pytest.mark.parametrize("error", [ValueError("no"), OperationalError("COMMIT", {}, Exception("deadlock detected"))])
 def test_a_transactional_step_that_is_undone_is_tried_again(
     effects: list[str], sessions: sessionmaker[Session], error: Exception, refused: str
@@ -382,9 +382,10 @@ def test_a_transactional_step_that_is_undone_is_tried_again(
         def write(self, write: Any, transaction: Any = None) -> None:
             super().write(write, transaction)
             if transaction is not None:
-                self.refuse("commit")
+                self.refuse("write")
 
     storage = Refusing(sessions)
+    event.listen(sessions, "before_commit", lambda _: storage.refuse("commit") if effects else None)
 
     class Charge(TransactionalSagaStep[Order, str]):
         retry = Retry(attempts=2, delay=0)

@@ -718,6 +718,19 @@ def test_a_saga_that_was_claimed_and_not_begun_is_given_back(
         assert (worker.run_once() == 1) is not away
 
 
+def test_a_mediator_that_was_closed_is_an_error_of_the_worker(effects: list[str], storage: Storage) -> None:
+    """Which keeps nothing that it has claimed: another one may have an open mediator."""
+    with mediator_of(saga(step("ship", effects)), storage) as mediator:
+        saga_id = abandoned(mediator, storage)
+        worker = SagaRecoveryWorker(mediator, poll_interval=0.01)
+        mediator.close()
+        with worker:
+            until(lambda: isinstance(worker.last_error, MediatorClosed), worker)
+    state = storage.load_saga_state(saga_id)
+    assert (state.attempts, state.leaves_doubt) == (0, True)  # as its process has left it
+    assert effects == []
+
+
 def test_a_forked_child_has_no_threads(storage: Storage) -> None:
     """It may start its own."""
     with mediator_of(saga(step("ship", [])), storage) as mediator:

@@ -830,6 +830,23 @@ def test_closing_between_attempts_leaves_a_doubt_where_the_last_one_has(
     assert storage.load_saga_state(saga_id).locked_by == "(in doubt)"
 
 
+def test_a_child_that_a_step_has_forked_writes_nothing(effects: list[str], storage: Storage) -> None:
+    """It returns from the step as its parent does; the saga is the parent's."""
+
+    def fork(self: Any, context: Order) -> None:
+        for lease in leases._leases.held():
+            lease._process = -1  # as it is there
+
+    saga_id = uuid.uuid4()
+    with (
+        mediator_of(saga(step("a", effects, fork), step("b", effects)), storage) as mediator,
+        pytest.raises(SagaConcurrencyError, match="forked from"),
+    ):
+        mediator.run(Order(), saga_id)
+    assert effects == ["a"]
+    assert storage.writes == []
+
+
 def test_a_step_of_a_group_that_ends_its_thread_is_in_doubt(effects: list[str], storage: Storage) -> None:
     """Whatever the others raise."""
 

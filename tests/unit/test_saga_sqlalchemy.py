@@ -7,6 +7,7 @@ import datetime
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from cqrs_sync.saga.storage.sqlalchemy import (
     SagaExecutionModel,
     SagaLogMixin,
     SqlAlchemySagaStorage,
+    _in_autocommit,
     rebind_saga_models,
 )
 from cqrs_sync.sql import DriverStatement, UtcDateTime, utc_in
@@ -198,6 +200,17 @@ def test_times_from_now_are_written_for_each_database() -> None:
         (sqlite.dialect(), "strftime('%Y-%m-%d %H:%M:%f000', 'now', ROUND(?, 3) || ' seconds')"),
     ):
         assert wanted in str(expression.compile(dialect=dialect))
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_a_connection_that_broke_is_not_touched_again(is_broken: bool) -> None:
+    """Its driver would raise, in place of what broke it."""
+    driver = SimpleNamespace(autocommit=False)
+    connection: Any = SimpleNamespace(connection=SimpleNamespace(driver_connection=driver), invalidated=False)
+    with _in_autocommit(connection):
+        assert driver.autocommit
+        connection.invalidated = is_broken
+    assert driver.autocommit is is_broken
 
 
 def test_the_clock_itself_is_written_without_seconds() -> None:
