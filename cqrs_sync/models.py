@@ -18,7 +18,7 @@ _InstanceT = TypeVar("_InstanceT")
 def changed(instance: _InstanceT, **changes: Any) -> _InstanceT:
     """Return a copy of a frozen dataclass of ours with other values in some fields.
 
-    For what each step of a saga does: ``dataclasses.replace`` takes about ten times as long, because it calls
+    For what each step of a saga does: ``dataclasses.replace`` takes much longer, because it calls
     ``__init__``, which in a frozen class sets each field by a function call. No field is checked.
     """
     copy = object.__new__(type(instance))

@@ -123,7 +123,7 @@ def read(source: ContextSource[ContextT], text: str) -> ContextT:
 def checked_text(context: SagaContext) -> str:
     """Return a context as JSON that restores it: what is read again is equal, and of the same types.
 
-    Costs some 10 microseconds, so it can be done whenever a context is stored. The types must be the same because equal
+    Cheap enough to be done whenever a context is stored that has changed. The types must be the same because equal
     values need not work alike: a ``Decimal`` in a ``float`` field would be a float for whoever takes the saga on.
 
     Raises:
