@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine, Table, func, insert, inspect, select, text
+from sqlalchemy import Connection, Engine, Table, func, insert, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.orm import Session
 
@@ -32,7 +32,7 @@ from cqrs_sync.outbox.statements import MySQLStatements, OutboxStatements, Postg
 from cqrs_sync.outbox.tables import Base, OutboxMixin, OutboxModel, default_model, rebind_outbox_model
 from cqrs_sync.outbox.wakeup import at_end_of_transaction, transactions_with_events
 from cqrs_sync.serializers.protocol import EventCodec
-from cqrs_sync.sql import begin_on_sqlite, utc_now
+from cqrs_sync.sql import begin_on_sqlite, explain_missing, utc_now
 
 CLAIMED_PARTITIONS = 8
 """How many partitions one claim takes at most: few enough for others to find some, enough to fill a batch."""
@@ -274,13 +274,11 @@ class SqlAlchemyOutboxedEventRepository(OutboxStore):
     def _explain(self, engine: Engine, error: DBAPIError) -> None:
         """Raise something clearer where the tables are missing."""
         self.rollback()
-        for table in (self._sql.table, self._sql.partitions):
-            if not inspect(engine).has_table(table.name, schema=table.schema):
-                raise ConfigurationError(
-                    f"the database has no table {table.fullname!r}: run your migrations, or "
-                    "cqrs_sync.outbox.sqlalchemy.Base.metadata.create_all(engine); for a model of your own pass "
-                    "repository=functools.partial(SqlAlchemyOutboxedEventRepository, model=YourModel)"
-                ) from error
+        remedy = (
+            "cqrs_sync.outbox.sqlalchemy.Base.metadata.create_all(engine); for a model of your own pass "
+            "repository=functools.partial(SqlAlchemyOutboxedEventRepository, model=YourModel)"
+        )
+        explain_missing(engine, (self._sql.table, self._sql.partitions), remedy, error)
 
     def _is_in_doubt(self, connection: Connection) -> bool:
         """Whether rows of the table of partitions may be missing: tests empty all tables, and go on."""

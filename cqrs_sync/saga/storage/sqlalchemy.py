@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Insert, Table, Update, inspect
+from sqlalchemy import Connection, Engine, Insert, Table, Update
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -34,7 +34,13 @@ from cqrs_sync.saga.storage.tables import (
     default_models,
     rebind_saga_models,
 )
-from cqrs_sync.sql import DriverStatement, begin_on_sqlite, require_session_factory, takes_driver_statements
+from cqrs_sync.sql import (
+    DriverStatement,
+    begin_on_sqlite,
+    explain_missing,
+    require_session_factory,
+    takes_driver_statements,
+)
 from cqrs_sync.sql_errors import is_outage, is_passing
 from cqrs_sync.unit_of_work.protocol import Transaction
 from cqrs_sync.unit_of_work.sqlalchemy import SqlAlchemyTransaction
@@ -292,19 +298,12 @@ class SqlAlchemySagaStorage(SagaStore):
                 reason = str(getattr(error, "orig", error)).partition("\n")[0]
                 raise SagaStorageUnavailable(f"the database of the sagas {what}: {reason}") from error
             if isinstance(error, ProgrammingError | OperationalError):
-                self._explain(error)
+                remedy = (
+                    "cqrs_sync.saga.storage.sqlalchemy.Base.metadata.create_all(engine); for models of your own pass "
+                    "execution_model=... and log_model=..."
+                )
+                explain_missing(self._bind.engine, (self._sql.executions, self._sql.logs), remedy, error)
             raise
-
-    def _explain(self, error: SQLAlchemyError) -> None:
-        """Raise something clearer where the tables are missing."""
-        with contextlib.suppress(SQLAlchemyError):
-            for table in (self._sql.executions, self._sql.logs):
-                if not inspect(self._bind.engine).has_table(table.name, schema=table.schema):
-                    raise ConfigurationError(
-                        f"the database has no table {table.fullname!r}: run your migrations, or "
-                        "cqrs_sync.saga.storage.sqlalchemy.Base.metadata.create_all(engine); for models of your own "
-                        "pass execution_model=... and log_model=..."
-                    ) from error
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(table={self._sql.executions.fullname!r})"
