@@ -17,6 +17,7 @@ ENGINE := $(subst $(space),$(comma),$(strip \
 	cqrs_sync/executors.py \
 	cqrs_sync/background.py \
 	cqrs_sync/backoff.py \
+	cqrs_sync/reasons.py \
 	cqrs_sync/tracing.py \
 	cqrs_sync/sql.py \
 	cqrs_sync/producer.py \

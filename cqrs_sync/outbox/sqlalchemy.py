@@ -31,6 +31,7 @@ from cqrs_sync.outbox.repository import OutboxStore
 from cqrs_sync.outbox.statements import MySQLStatements, OutboxStatements, PostgreSQLStatements
 from cqrs_sync.outbox.tables import Base, OutboxMixin, OutboxModel, default_model, rebind_outbox_model
 from cqrs_sync.outbox.wakeup import at_end_of_transaction, transactions_with_events
+from cqrs_sync.reasons import storable
 from cqrs_sync.serializers.protocol import EventCodec
 from cqrs_sync.sql import begin_on_sqlite, explain_missing, utc_now
 
@@ -42,9 +43,6 @@ SHARES = 2
 
 TRUST = 60.0
 """Seconds for which the table of partitions is taken to be filled."""
-
-MAX_REASON = 2000
-"""How many characters of a reason are kept."""
 
 FAR_FUTURE = datetime.datetime(9999, 12, 31, tzinfo=datetime.UTC)
 """Until when a dead letter that holds its key waits."""
@@ -344,11 +342,7 @@ def _written_out(
             available_at[failure.id] = now + datetime.timedelta(seconds=failure.retry_after)
         elif failure.holds_key:
             available_at[failure.id] = FAR_FUTURE
-    # ASCII goes into every database, whatever its encoding: a reason that could not be stored would be the end.
-    reasons = {
-        failure.id: failure.reason[:MAX_REASON].replace("\0", "").encode("ascii", "backslashreplace").decode()
-        for failure in failures
-    }
+    reasons = {failure.id: storable(failure.reason) for failure in failures}
     return available_at, reasons, [failure.id for failure in failures if failure.retry_after is None]
 
 

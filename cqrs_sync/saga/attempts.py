@@ -12,9 +12,10 @@ from cqrs_sync.backoff import Backoff
 from cqrs_sync.circuit_breaker import ICircuitBreaker
 from cqrs_sync.errors import MediatorClosed, OutcomeUnknown, SagaStorageUnavailable
 from cqrs_sync.executors import Executor
+from cqrs_sync.reasons import reason_of
 from cqrs_sync.saga.calls import Attempt, StepCaller
 from cqrs_sync.saga.definition import NamedStep
-from cqrs_sync.saga.record import SagaRecord, reason_of
+from cqrs_sync.saga.record import SagaRecord
 from cqrs_sync.saga.retry import Retry
 from cqrs_sync.saga.step import StepExecution
 from cqrs_sync.saga.storage.enums import ACT, SagaStepStatus

@@ -8,15 +8,13 @@ from typing import TypeVar
 
 from cqrs_sync.backoff import Backoff
 from cqrs_sync.errors import SagaConcurrencyError, SagaStorageUnavailable
+from cqrs_sync.reasons import reason_of
 from cqrs_sync.saga.leases import Lease, clock
 from cqrs_sync.saga.storage.enums import SagaStatus
 from cqrs_sync.saga.storage.models import SagaLogEntry, SagaWrite
 from cqrs_sync.unit_of_work.protocol import Transaction
 
 _T = TypeVar("_T")
-
-MAX_REASON = 2000
-"""How many characters of an error are kept."""
 
 PATIENCE = Backoff(initial=0.1, maximum=2.0)
 """How long to wait for a storage that is away; until the lease ends."""
@@ -205,9 +203,3 @@ class SagaRecord:
                 wait = PATIENCE.delay(failures)
                 if self._lease.ends - clock() < wait or self._pause(wait):
                     raise
-
-
-def reason_of(error: BaseException) -> str:
-    """An error as it is stored; in ASCII, which every database takes, whatever its encoding."""
-    text = f"{type(error).__name__}: {error}"[:MAX_REASON].replace("\0", "")
-    return text.encode("ascii", "backslashreplace").decode()

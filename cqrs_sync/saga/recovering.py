@@ -12,10 +12,10 @@ from typing import Any
 
 from cqrs_sync.backoff import Backoff, wait_after
 from cqrs_sync.errors import MediatorClosed, SagaConcurrencyError, SagaDefinitionChanged, SagaStorageUnavailable
+from cqrs_sync.reasons import joined, reason_of
 from cqrs_sync.saga.leases import clock, new_owner
 from cqrs_sync.saga.mediator import SagaMediator
 from cqrs_sync.saga.models import SagaOutcome
-from cqrs_sync.saga.record import MAX_REASON, reason_of
 from cqrs_sync.saga.saga import definition_of
 from cqrs_sync.saga.storage.enums import LEAVE, SagaStatus, SagaStepStatus
 from cqrs_sync.saga.storage.models import SagaBacklog, SagaLogEntry, SagaState, SagaWrite
@@ -221,7 +221,7 @@ def _left(state: SagaState, reason: str, available_in: float) -> SagaWrite:
     is_logged = any(entry.action == LEAVE and entry.details == reason for entry in state.history)
     entry = SagaLogEntry("", LEAVE, SagaStepStatus.FAILED, reason, actor=state.locked_by)
     # Behind what it is rolled back for, if anything: whoever waits for the saga is told of that.
-    error = "; ".join(filter(None, [state.error, reason]))[-MAX_REASON:]
+    error = joined(state.error, reason)
     return dataclasses.replace(
         SagaWrite.release(state, available_in, attempts=state.attempts - 1),
         error=None if reason in (state.error or "") else error,

@@ -15,11 +15,12 @@ from typing import Any, Generic
 from cqrs_sync.backoff import wait_after
 from cqrs_sync.circuit_breaker import ICircuitBreaker, should_use_fallback
 from cqrs_sync.errors import ContextNotSerializable, MediatorClosed, SagaRolledBack, type_name
+from cqrs_sync.reasons import joined, reason_of
 from cqrs_sync.saga.attempts import RunSettings, StepAttempts, StepFailed
 from cqrs_sync.saga.definition import Choice, Definition, NamedStep, Progress
 from cqrs_sync.saga.leases import Lease
 from cqrs_sync.saga.models import ContextT, checked_text, encode
-from cqrs_sync.saga.record import MAX_REASON, SagaRecord, reason_of
+from cqrs_sync.saga.record import SagaRecord
 from cqrs_sync.saga.step import SagaStepResult
 from cqrs_sync.saga.storage.enums import ACT, COMPENSATE, SagaStatus, SagaStepStatus
 from cqrs_sync.saga.storage.models import SagaLogEntry
@@ -362,7 +363,7 @@ class SagaRun(Generic[ContextT]):
         """Put the rollback off: whoever is away may be back later. Where it was often enough, it is stuck."""
         name = failure.step.name
         reason = f"compensate of {name} failed: {reason_of(failure.error)}"
-        self._record.reason = "; ".join(filter(None, [self._record.reason, reason]))[-MAX_REASON:]
+        self._record.reason = joined(self._record.reason, reason)
         entry = failure.entry(self._record.owner)
         most, text = self._settings.max_attempts, self._text()
         extra = {"saga_id": str(self.saga_id), "step": name}

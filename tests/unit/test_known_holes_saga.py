@@ -49,18 +49,6 @@ class Shipped(cqrs.NotificationEvent[int]):
     payload: int = 0
 
 
-@pytest.fixture
-def effects() -> list[str]:
-    """What steps have done."""
-    return []
-
-
-@pytest.fixture
-def storage() -> Storage:
-    """Sagas in memory."""
-    return Storage()
-
-
 def recovered(saga_type: Any, saga_id: uuid.UUID, storage: Storage, **settings: Any) -> Any:
     """The outcome of a recovery by another process."""
     storage.restart()

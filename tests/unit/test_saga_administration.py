@@ -24,18 +24,6 @@ WHO: dict[str, str] = {"actor": "jo@shop", "reason": "the bank is back"}
 
 
 @pytest.fixture
-def effects() -> list[str]:
-    """What steps have done."""
-    return []
-
-
-@pytest.fixture
-def storage() -> Storage:
-    """Sagas in memory."""
-    return Storage()
-
-
-@pytest.fixture
 def administration(storage: Storage) -> SagaAdministration:
     return SagaAdministration(storage)
 

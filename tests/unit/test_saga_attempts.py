@@ -23,16 +23,6 @@ from cqrs_sync.saga.storage.enums import SagaStatus
 from tests.unit.sagas import AT_ONCE, Order, Storage, log_of, mediator_of, saga, step
 
 
-@pytest.fixture
-def effects() -> list[str]:
-    return []
-
-
-@pytest.fixture
-def storage() -> Storage:
-    return Storage()
-
-
 @dataclasses.dataclass
 class Bill(SagaContext):
     """A context whose fields say what they hold."""

@@ -19,18 +19,6 @@ class Happened(cqrs.DomainEvent):
     """A domain event."""
 
 
-@pytest.fixture
-def effects() -> list[str]:
-    """What the steps have done."""
-    return []
-
-
-@pytest.fixture
-def storage() -> Storage:
-    """Sagas in memory."""
-    return Storage()
-
-
 def happens(self: Any, context: Any) -> None:
     """Be a step after which something has happened."""
     self.events = [Happened()]

@@ -49,18 +49,6 @@ class Told(cqrs.NotificationEvent[int]):
     payload: int = 0
 
 
-@pytest.fixture
-def effects() -> list[str]:
-    """What steps have done."""
-    return []
-
-
-@pytest.fixture
-def storage() -> Storage:
-    """Sagas in memory."""
-    return Storage()
-
-
 def lists(*events: Any, error: Exception | None = None) -> Any:
     """What makes a step that lists events, and may fail then."""
 

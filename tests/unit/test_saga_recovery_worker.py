@@ -37,18 +37,6 @@ NEVER = 3600.0
 """An interval that no test lives to see the end of."""
 
 
-@pytest.fixture
-def effects() -> list[str]:
-    """What steps have done."""
-    return []
-
-
-@pytest.fixture
-def storage() -> Storage:
-    """Sagas in memory."""
-    return Storage()
-
-
 def abandoned(mediator: Any, storage: Storage, writes: int = 1, context: Any = None) -> uuid.UUID:
     """Store a saga whose process dies after so many writes, and whose lease has ended."""
     saga_id = uuid.uuid4()

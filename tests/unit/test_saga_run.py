@@ -38,18 +38,6 @@ WAIT = 10.0
 
 
 @pytest.fixture
-def effects() -> list[str]:
-    """What steps have done."""
-    return []
-
-
-@pytest.fixture
-def storage() -> Storage:
-    """Sagas in memory."""
-    return Storage()
-
-
-@pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Next to no wait for a storage that is away."""
     monkeypatch.setattr("cqrs_sync.saga.record.PATIENCE", Backoff(initial=0.001, maximum=0.001))
