@@ -20,6 +20,7 @@ ENGINE := $(subst $(space),$(comma),$(strip \
 	cqrs_sync/reasons.py \
 	cqrs_sync/tracing.py \
 	cqrs_sync/sql.py \
+	cqrs_sync/sql_errors.py \
 	cqrs_sync/producer.py \
 	cqrs_sync/outbox/* \
 	cqrs_sync/events/event_emitter.py \
